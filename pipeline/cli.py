@@ -1,0 +1,142 @@
+"""The command `rlhf`. Imports no torch: what needs it imports it when called."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import batch_plan, preflight
+from pipeline.config_loading import config_schema, load_config
+from pipeline.problems import exit_code, raise_together
+from pipeline.rundir import STEPS, RunDir
+from pipeline.runner import Selection, conclude, run_chain
+from stages.base import InputError
+
+app = typer.Typer(
+    name="rlhf",
+    help="SFT, reward model and PPO as one resumable chain.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a run.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as ppo.kl_coef=0.1.")
+]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/imdb_smollm2.")
+]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of expected errors too.")] = False,
+) -> None:
+    if debug:
+        os.environ["RLHF_DEBUG"] = "1"  # the stages' processes read it as well
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Start at this stage.")] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run just this stage.")] = None,
+    force: Annotated[
+        list[str] | None, typer.Option("--force", metavar="STAGE|all", help="Run anew; may be repeated.")
+    ] = None,
+) -> None:
+    """Run the chain: skip what is finished and unchanged, resume what was interrupted, report."""
+    selection = Selection(first, only, tuple(force or ()))
+    raise typer.Exit(run_chain(load_config(config, overrides or ()), selection, sys.argv, console))
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(metavar="|".join(STEPS), help="Stage to run in this process.")],
+    run_dir: RunFolder,
+    force: Annotated[bool, typer.Option("--force", help="Run anew even when finished.")] = False,
+) -> None:
+    """Run one stage of a run folder in this process; `rlhf run` prints and starts this command."""
+    from pipeline.stage_process import run_stage
+
+    if name not in STEPS:
+        raise InputError("RUN03", f"no stage '{name}'; found {', '.join(STEPS)}", fix="name one of these")
+    raise typer.Exit(run_stage(RunDir.open(run_dir), name, force))
+
+
+@app.command()
+def check(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Validate config, data, reward functions and environment; print the batch plan. Loads no model."""
+    loaded = load_config(config, overrides or ())
+    found = preflight.check(loaded)
+    for note in found.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    console.print(batch_plan.table(found.plan))
+    raise_together([*preflight.environment_errors(), *found.errors])
+    console.print(f"{config}: no mistakes found", highlight=False)
+
+
+@app.command()
+def status(run_dir: RunFolder) -> None:
+    """Show each stage of a run: its status, time, memory and headline metrics."""
+    folder = RunDir.open(run_dir)
+    table = Table(title=str(folder.path))
+    for column in ("stage", "status", "wall time (s)", "peak memory (GB)", "headline"):
+        table.add_column(column, justify="right" if "(" in column else "left")
+    for name in STEPS:
+        manifest = folder.stage(name).manifest
+        headline = "  ".join(f"{key} {value:.4g}" for key, value in manifest.get("headline", {}).items())
+        seconds, peak = manifest.get("seconds"), manifest.get("peak_bytes")
+        cost = (f"{seconds:.0f}" if seconds else "-", f"{peak / 1e9:.2f}" if peak else "-")
+        table.add_row(name, manifest.get("status", "not started"), *cost, headline)
+    console.print(table)
+
+
+@app.command(name="eval")
+def evaluate(
+    run_dir: RunFolder,
+    force: Annotated[bool, typer.Option("--force", help="Evaluate anew even when nothing changed.")] = False,
+) -> None:
+    """Evaluate base, SFT and PPO policy of a run on its held-out prompts; write results and report."""
+    folder = RunDir.open(run_dir)
+    selection = Selection(only="evaluation", force=("evaluation",) if force else ())
+    raise typer.Exit(run_chain(folder.config(), selection, sys.argv, console))
+
+
+@app.command()
+def report(run_dir: RunFolder) -> None:
+    """Write results.json and report.html of a run from what its stages have left so far."""
+    conclude(RunDir.open(run_dir), console)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a config, with the description and unit of every key."""
+    typer.echo(json.dumps(config_schema(), indent=2))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: mistakes of the user end in their message and exit code, without a traceback."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # `python -m` has it; reward functions are named relative to it
+    try:
+        app(args=arguments)
+    except InputError as error:
+        if os.environ.get("RLHF_DEBUG"):
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(exit_code(error))
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

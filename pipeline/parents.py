@@ -1,0 +1,145 @@
+"""Which models a stage builds on, and whether they fit. Imports no torch."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pipeline.config import PipelineConfig
+from pipeline.hashing import FileHashes
+from pipeline.launch import continue_command, printable
+from pipeline.problems import missing_path
+from pipeline.rundir import RunDir, StageDir, read_json
+from stages.base import InputError
+
+
+def needs_reward_model(config: PipelineConfig) -> bool:
+    """Whether a reward term is the reward model of this run."""
+    return any(term.model == "reward_model" for term in config.reward)
+
+
+def parents_of(run: RunDir, config: PipelineConfig, stage: str) -> dict[str, StageDir]:
+    """Folders of the finished stages that `stage` builds on."""
+    wanted: list[str] = []
+    if stage != "sft" and config.sft.enabled:
+        wanted.append("sft")
+    if stage in ("ppo", "evaluation") and needs_reward_model(config):
+        wanted.append("reward_model")
+    if stage == "evaluation" and config.ppo.enabled and run.stage("ppo").finished:
+        wanted.append("ppo")
+    for name in wanted:
+        _require_finished(run, name, stage)
+    return {name: run.stage(name) for name in wanted}
+
+
+def _require_finished(run: RunDir, name: str, child: str) -> None:
+    manifest = run.stage(name).manifest
+    if manifest.get("stage", name) != name:
+        found = f"{run.stage(name).path} holds a '{manifest['stage']}' stage, {child} needs '{name}'"
+        code = "STAGE01" if name == "reward_model" else "STAGE02"
+        raise InputError(code, found, fix=f"make it: {_again(run.path, name)}")
+    if manifest.get("status") != "finished":
+        status = manifest.get("status", "not started")
+        problem = f"{child} needs stage {name} of {run.path}; found it {status}, expected finished"
+        raise InputError("STAGE08", problem, fix=f"make it: {_again(run.path, name)}")
+
+
+def _again(run_path: Path, stage: str) -> str:
+    return printable(continue_command(run_path / "config.yaml", stage))
+
+
+def check_fit(parents: Mapping[str, StageDir], base: Mapping[str, str], config: PipelineConfig) -> None:
+    """Refuse models that do not share one base, one tokenizer and one chat template.
+
+    Raises:
+        InputError: STAGE05 other base, STAGE03 other tokenizer, STAGE04 other template,
+            STAGE01 no reward model.
+    """
+    expected = {"base": (config.model.path, base["hash"])}
+    for folder in (*parents.values(), *_foreign_reward_models(config)):
+        manifest = folder.manifest
+        if not manifest:  # from elsewhere, so nothing is known of its making
+            continue
+        found = {
+            "base": manifest["base"]["hash"],
+            "tokenizer": manifest.get("tokenizer_hash"),
+            "template": manifest.get("template_hash"),
+        }
+        for what, digest in found.items():
+            _compare(what, folder.final, digest, *expected.setdefault(what, (str(folder.final), digest)))
+
+
+def _foreign_reward_models(config: PipelineConfig) -> Iterator[StageDir]:
+    for term in config.reward:
+        if term.model and term.model != "reward_model":
+            check_reward_path(term.model)
+            yield StageDir(Path(term.model).parent)
+
+
+def _compare(what: str, folder: Path, found: str | None, other: str, expected: str | None) -> None:
+    if found != expected:
+        digests = f"found {_short(found)}, expected {_short(expected)}"
+        problem = f"{folder} was made with another {what} than {other}; {digests}"
+        code = {"base": "STAGE05", "tokenizer": "STAGE03", "template": "STAGE04"}[what]
+        raise InputError(code, problem, fix=f"train it again with the {what} of {other}")
+
+
+def _short(digest: str | None) -> str:
+    return digest[:12] if digest else "none"
+
+
+def verify_unchanged(parents: Mapping[str, Path]) -> None:
+    """Read the parents' files again and compare with what their stages recorded.
+
+    Raises:
+        InputError: STAGE06 a file differs.
+    """
+    for stage, final in parents.items():
+        if FileHashes().folder(final) != StageDir(final.parent).manifest["final_hash"]:
+            problem = f"{final}: files differ from those that stage {stage} wrote"
+            fix = f"make them again: {_again(final.parent.parent, stage)} --force {stage}"
+            raise InputError("STAGE06", problem, fix=fix)
+
+
+def is_local(model_path: str) -> bool:
+    """Whether a model path can only mean a file or folder: hub ids have at most one slash."""
+    return model_path.startswith((".", "/", "~")) or model_path.endswith(".gguf") or model_path.count("/") > 1
+
+
+def check_policy(model_path: str) -> None:
+    """Refuse a reward model as the model to be tuned.
+
+    Raises:
+        InputError: STAGE02 model.path is a reward model.
+    """
+    kind = _kind(Path(model_path))
+    if kind == "reward_model":
+        problem = f"model.path {model_path} is a reward model (score head, no language-model head)"
+        raise InputError("STAGE02", problem, fix="set model.path to a causal language model")
+
+
+def check_reward_path(path: str) -> None:
+    """Refuse what is no reward model as a reward term.
+
+    Raises:
+        InputError: STAGE01 another kind of model; PATH01 no such folder.
+    """
+    if not Path(path).is_dir():
+        raise missing_path(path, "reward model")
+    kind = _kind(Path(path))
+    if kind not in (None, "reward_model"):
+        problem = (
+            f"reward model {path} is a model of kind '{kind}'; found no score head, expected a reward model"
+        )
+        raise InputError(
+            "STAGE01", problem, fix="set it to `reward_model`, or to the final/ folder of that stage"
+        )
+
+
+def _kind(folder: Path) -> str | None:
+    """Stage that wrote a final/ folder, else what the architecture of a foreign model says."""
+    stage = read_json(folder.parent / "stage.json").get("stage") if folder.name == "final" else None
+    if stage:
+        return stage
+    architectures = read_json(folder / "config.json").get("architectures") or [""]
+    if architectures[0].endswith("ForSequenceClassification"):
+        return "reward_model"
+    return "causal_lm" if architectures[0].endswith(("ForCausalLM", "LMHeadModel")) else None

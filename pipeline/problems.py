@@ -1,0 +1,59 @@
+"""Several mistakes told at once, and what each kind means for the exit code. Imports no torch."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from stages.base import InputError
+
+EXIT_INPUT, EXIT_ENVIRONMENT, EXIT_DIVERGED, EXIT_STORAGE = 2, 3, 4, 5
+_EXIT_BY_PREFIX = {"DEP": EXIT_ENVIRONMENT, "DISK": EXIT_STORAGE}
+
+
+class InputErrors(InputError):
+    """A report of all mistakes found, one per line."""
+
+    def __init__(self, errors: Sequence[InputError]):
+        Exception.__init__(self, "\n".join(map(str, errors)))
+        self.errors = list(errors)
+        self.code = errors[0].code
+
+
+def raise_together(errors: Sequence[InputError]) -> None:
+    """Raises: the only error as it is, several as one InputErrors; nothing when there are none."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise InputErrors(errors)
+
+
+def exit_code(error: InputError) -> int:
+    """Exit code of a reported mistake: the environment's, the storage's, else the user's."""
+    return _EXIT_BY_PREFIX.get(error.code.rstrip("0123456789"), EXIT_INPUT)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` was probably meant to be."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def missing_path(path: str | Path, role: str) -> InputError:
+    """The error for a path that does not exist, with the most similar path that does."""
+    similar = _similar_path(Path(path))
+    fix = f"did you mean {similar}?" if similar else "correct the path, or create it"
+    return InputError("PATH01", f"{role}: no file or folder {str(path)!r}", fix=fix)
+
+
+def _similar_path(path: Path) -> Path | None:
+    existing = Path(path.anchor)
+    for part in path.parts[1 if path.anchor else 0 :]:
+        candidate = existing / part
+        if not candidate.exists():
+            siblings = [p.name for p in existing.iterdir()] if existing.is_dir() else []
+            guess = nearest(part, siblings)
+            if guess is None:
+                return None
+            candidate = existing / guess
+        existing = candidate
+    return existing

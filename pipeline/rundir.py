@@ -1,0 +1,200 @@
+"""The folder of a run: who made it, its config, one subfolder per stage with a manifest. Imports no torch."""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import STAGES, PipelineConfig
+from pipeline.config_loading import dump_config, load_config
+from pipeline.hashing import FileHashes, delete_folder, write_json
+from pipeline.problems import missing_path
+from stages.base import InputError
+
+STEPS = (*STAGES, "evaluation")
+LOG = "log.txt"
+_VERSIONED = ("rlhf-pipeline", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """`runs/<name>`: run.json, config.yaml, a folder per stage, results.json, report.html."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: PipelineConfig, command: Sequence[str]) -> "RunDir":
+        """Make or reopen the folder of a run and write the resolved config into it."""
+        run = cls(Path(config.run.root) / config.run.name)
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.config_file.write_text(dump_config(config), encoding="utf-8")
+        known = run.about
+        created = known.get("created", now())
+        write_json(
+            run.path / "run.json", {"name": config.run.name, "created": created, **provenance(command)}
+        )
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunDir":
+        """An existing run.
+
+        Raises:
+            InputError: PATH01 there is no run in that folder.
+        """
+        run = cls(Path(path))
+        if not run.config_file.is_file():
+            raise missing_path(run.config_file, "run folder")
+        return run
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config that every stage reads."""
+        return self.path / "config.yaml"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Content of run.json."""
+        return read_json(self.path / "run.json")
+
+    @property
+    def results_file(self) -> Path:
+        """Held-out results of all models and the cost of each stage."""
+        return self.path / "results.json"
+
+    def config(self) -> PipelineConfig:
+        """The resolved config."""
+        return load_config(self.config_file)
+
+    def hashes(self) -> FileHashes:
+        """Digests of this run's inputs, remembered in the run folder."""
+        return FileHashes(self.path / ".hashes.json")
+
+    def stage(self, name: str) -> "StageDir":
+        """The folder of one stage, whether or not it exists."""
+        return StageDir(self.path / name)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second `rlhf run` out of the folder; the system drops the lock of a dead process.
+
+        Raises:
+            InputError: RUN01 another process has it.
+        """
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                problem = f"{self.path} is in use by process {file.read().strip() or 'unknown'}"
+                raise InputError(
+                    "RUN01", problem, fix="wait for it, or give this run another run.name"
+                ) from error
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """One stage's folder: log.txt, metrics.jsonl, samples.jsonl, stage.json, final/, checkpoints/."""
+
+    path: Path
+
+    @property
+    def final(self) -> Path:
+        """The stage's product, loadable by transformers."""
+        return self.path / "final"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of resumable states."""
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """Everything the stage's process printed."""
+        return self.path / LOG
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Content of stage.json; empty when the stage never started."""
+        return read_json(self.path / "stage.json")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage ran to its end."""
+        return self.manifest.get("status") == "finished"
+
+    def write_manifest(self, content: dict[str, Any]) -> None:
+        """Replace stage.json in one step."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "stage.json", content)
+
+    def clear(self) -> None:
+        """Remove everything an earlier attempt left but the log, the manifest first."""
+        (self.path / "stage.json").unlink(missing_ok=True)
+        for item in sorted(self.path.iterdir()) if self.path.is_dir() else []:
+            if item.is_dir() and not item.is_symlink():
+                delete_folder(item)
+            elif item.name != LOG:
+                item.unlink()
+
+
+def provenance(command: Sequence[str]) -> dict[str, Any]:
+    """What ran, with which versions, from which revision, where."""
+    return {
+        "command": list(command),
+        "versions": versions(),
+        "git": _revision(),
+        "platform": platform.platform(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def now() -> str:
+    """Current time, ISO 8601 with zone."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file this program wrote; empty when there is none.
+
+    Raises:
+        InputError: RUN02 the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            "RUN02", f"{path}: not JSON ({error})", fix="delete the file and run again"
+        ) from error
+
+
+def _revision() -> str | None:
+    source = Path(__file__).resolve().parent
+    command = ["git", "-C", str(source), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

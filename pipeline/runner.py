@@ -1,0 +1,148 @@
+"""Walks the stages: skips what is finished and unchanged, stops at the first failure. Imports no torch."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline import preflight
+from pipeline.config import STAGES, PipelineConfig
+from pipeline.launch import continue_command, last_lines, printable, rlhf, run_logged, stage_command
+from pipeline.lineage import decide, enabled_steps, inputs_of
+from pipeline.problems import EXIT_INPUT, raise_together
+from pipeline.results import write_results
+from pipeline.rundir import RunDir
+from stages.base import InputError
+
+TAIL = 30
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which steps of the chain to walk, and which of them anew."""
+
+    first: str | None = None
+    """Start here; the steps before are taken as they are."""
+    only: str | None = None
+    """Just this one."""
+    force: tuple[str, ...] = ()
+    """Anew even when finished and unchanged; `all` for every selected step."""
+
+    def steps(self, config: PipelineConfig) -> list[str]:
+        """The selected steps in their order.
+
+        Raises:
+            InputError: RUN03 a step that is unknown, disabled or not selected.
+        """
+        enabled = enabled_steps(config)
+        for name in (self.first, self.only, *(n for n in self.force if n != "all")):
+            _require_step(name, enabled)
+        if self.only:
+            selected = [self.only]
+        else:
+            selected = enabled[enabled.index(self.first) :] if self.first else enabled
+        for name in self.force:
+            if name != "all" and name not in selected:
+                raise InputError(
+                    "RUN03", f"--force {name}: that step is not selected", fix=f"add --only {name}"
+                )
+        return selected
+
+    def forces(self, step: str) -> bool:
+        """Whether `step` runs anew whatever is there."""
+        return step in self.force or "all" in self.force
+
+
+def run_chain(config: PipelineConfig, selection: Selection, command: Sequence[str], console: Console) -> int:
+    """Prepare, check, run every selected step, write results and report; returns the exit code.
+
+    Raises:
+        InputError: the config, data or parents do not fit.
+    """
+    steps = selection.steps(config)
+    raise_together(preflight.environment_errors())
+    run = RunDir.create(config, command)
+    with run.locked():
+        code = _prepare(config, run, console)
+        if code:
+            return code
+        raise_together(preflight.check(config).errors)
+        for step in steps:
+            code = _run_step(run, config, step, selection.forces(step), console)
+            if code:
+                return code
+        conclude(run, console)
+    return 0
+
+
+def _run_step(run: RunDir, config: PipelineConfig, step: str, force: bool, console: Console) -> int:
+    folder = run.stage(step)
+    decision = decide(folder, inputs_of(run, config, step).fingerprint, force)
+    if decision == "skip":
+        _say(console, f"[{step}] finished and unchanged, skipped")
+        return 0
+    if decision == "new":
+        folder.clear()
+    folder.path.mkdir(parents=True, exist_ok=True)
+    command = stage_command(step, run.path)
+    _say(console, f"[{step}] {'resumes' if decision == 'resume' else 'starts'}: {printable(command)}")
+    code = run_logged(command, folder.log, append=decision == "resume")
+    if code == 0 and not folder.finished:
+        code = 1
+    if code:
+        _tell_failure(step, code, folder.log, continue_command(run.config_file, step), console)
+    return code
+
+
+def _prepare(config: PipelineConfig, run: RunDir, console: Console) -> int:
+    """Make the files that the run needs, when some are missing."""
+    prepare = config.prepare
+    if prepare is None or not preflight.unprepared(config):
+        return 0
+    command = [sys.executable, prepare.script, *prepare.arguments]
+    _say(console, f"[prepare] starts: {printable(command)}")
+    log = run.path / "prepare.log"
+    code = run_logged(command, log, append=False)
+    missing = preflight.unprepared(config)
+    if code == 0 and missing:
+        console.print(f"{prepare.script} ended well but did not create {', '.join(missing)}", highlight=False)
+        code = EXIT_INPUT
+    if code:
+        _tell_failure("prepare", code, log, rlhf("run", str(run.config_file)), console)
+    return code
+
+
+def _tell_failure(step: str, code: int, log: Path, again: Sequence[str], console: Console) -> None:
+    _say(console, f"\n[{step}] failed with exit code {code}. The last {TAIL} lines of its log:\n")
+    for line in last_lines(log, TAIL):
+        _say(console, f"    {line}")
+    _say(console, f"\nThe whole log: {log}\nContinue from there with:\n    {printable(again)}")
+
+
+def conclude(run: RunDir, console: Console) -> None:
+    """Write results.json and report.html from what the stages have left so far; print the table."""
+    from pipeline.report import result_table, write_report  # draws plots, so not before the end
+
+    results = write_results(run)
+    report = write_report(run.path)
+    console.print(result_table(results))
+    _say(console, f"Results: {run.results_file}\nReport:  {report}")
+
+
+def _require_step(name: str | None, enabled: Sequence[str]) -> None:
+    if name is None or name in enabled:
+        return
+    problem = f"no step '{name}' in this run; found {', '.join(enabled)}"
+    fixes = {
+        "evaluation": "add data.prompts.eval",
+        **{stage: f"set {stage}.enabled=true" for stage in STAGES},
+    }
+    fix = fixes.get(name, "name one of these")
+    raise InputError("RUN03", problem, fix=fix)
+
+
+def _say(console: Console, text: str) -> None:
+    """Plain text: nothing wrapped or styled, so that commands can be copied."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,177 @@
+"""What `rlhf stage NAME RUN_DIR` does: one stage in this process, from its run folder to its manifest."""
+
+import errno
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline.attempt import Attempt
+from pipeline.checkpoints import CheckpointManager
+from pipeline.config import PipelineConfig
+from pipeline.config_loading import plain
+from pipeline.lineage import StageInputs, decide, inputs_of
+from pipeline.parents import verify_unchanged
+from pipeline.problems import EXIT_DIVERGED, EXIT_ENVIRONMENT, EXIT_INPUT, EXIT_STORAGE, exit_code
+from pipeline.rundir import RunDir
+from pipeline.tracking import TrackedStage, Trackers, open_tracker
+from reward.base import RewardError
+from stages.base import Diverged, InputError, StageContext, StageResult
+
+EXIT_BUG = 1
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def run_stage(run: RunDir, stage: str, force: bool = False) -> int:
+    """Run one stage unless it is finished and unchanged; returns the exit code of the process.
+
+    Raises:
+        InputError: parents or data do not fit.
+    """
+    config = run.config()
+    inputs = inputs_of(run, config, stage)
+    folder = run.stage(stage)
+    decision = decide(folder, inputs.fingerprint, force)
+    if decision == "skip":
+        print(f"{stage}: finished and unchanged")
+        return 0
+    verify_unchanged(inputs.parents)
+    if decision == "new":
+        folder.clear()
+    attempt = Attempt(folder, stage, inputs)
+    context, tracker = _services(run, config, stage, inputs.fingerprint)
+    failed = True
+    try:
+        if stage == "evaluation":
+            attempt.finish_evaluation(_run_evaluation(config, inputs, context))
+        else:
+            attempt.finish(_TRAINING[stage](config, inputs, context), run.hashes())
+        failed = False
+    except (Exception, KeyboardInterrupt) as error:
+        attempt.fail(f"{type(error).__name__}: {error}")
+        return _told(error)
+    finally:
+        tracker.close(failed)
+    return 0
+
+
+def _services(
+    run: RunDir, config: PipelineConfig, stage: str, fingerprint: str
+) -> tuple[StageContext, Trackers]:
+    folder = run.stage(stage)
+    section = getattr(config, stage)
+    keep = getattr(section, "keep_checkpoints", 1)
+    checkpoints = CheckpointManager(folder.checkpoints, keep, {"stage": stage, "fingerprint": fingerprint})
+    latest = checkpoints.latest()
+    tracked = TrackedStage(
+        folder=folder.path,
+        stage=stage,
+        group=config.run.name,
+        config=plain(config),
+        resume_step=latest[0] if latest else None,
+    )
+    tracker = open_tracker(config.tracking, tracked)
+    return StageContext(folder.path, tracker, checkpoints, config.seed), tracker
+
+
+# The stages' modules import torch, so each is imported only by the process that runs it.
+
+
+def _run_sft(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
+    from stages.sft.stage import run_sft
+
+    data = inputs.data
+    return run_sft(
+        config.sft, config.model, data["demonstrations.train"], data.get("demonstrations.eval"), context
+    )
+
+
+def _run_reward_model(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
+    from stages.data import read_demonstrations
+    from stages.reward_model.stage import run_reward_model
+
+    data = inputs.data
+    shown = next((path for role, path in data.items() if role.startswith("demonstrations")), None)
+    return run_reward_model(
+        config.reward_model,
+        config.model,
+        train=data["preferences.train"],
+        eval=data.get("preferences.eval"),
+        sft=inputs.parents.get("sft"),
+        context=context,
+        demonstrations=read_demonstrations(shown) if shown else [],
+    )
+
+
+def _run_ppo(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
+    from stages.ppo.stage import run_ppo
+
+    return run_ppo(
+        config.ppo,
+        config.model,
+        prompts=inputs.data["prompts.train"],
+        eval_prompts=inputs.data.get("prompts.eval"),
+        demonstrations=inputs.data.get("demonstrations.train"),
+        terms=config.reward,
+        sft=inputs.parents.get("sft"),
+        reward_model=inputs.parents.get("reward_model"),
+        context=context,
+    )
+
+
+def _run_evaluation(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> dict[str, Any]:
+    from stages.evaluation import run_evaluation
+
+    return run_evaluation(
+        config.evaluation,
+        config.ppo,
+        config.model,
+        prompts=inputs.data["prompts.eval"],
+        terms=config.reward,
+        sft=inputs.parents.get("sft"),
+        policy=inputs.parents.get("ppo"),
+        reward_model=inputs.parents.get("reward_model"),
+        context=context,
+    )
+
+
+_TRAINING: Mapping[str, Callable[[PipelineConfig, StageInputs, StageContext], StageResult]] = {
+    "sft": _run_sft,
+    "reward_model": _run_reward_model,
+    "ppo": _run_ppo,
+}
+
+
+def _told(error: BaseException) -> int:
+    """Print what a person needs to know of an error; its exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    expected = _expected_exit(error)
+    if _is_full(error):
+        error = InputError(
+            "DISK01", f"the disk is full ({error})", fix="free space; what was saved before is intact"
+        )
+    if expected is None or os.environ.get("RLHF_DEBUG"):
+        traceback.print_exception(error)
+        return expected or EXIT_BUG
+    print(error if str(error).startswith("[") else f"{type(error).__name__}: {error}", flush=True)
+    return expected
+
+
+def _expected_exit(error: BaseException) -> int | None:
+    if isinstance(error, InputError):
+        return exit_code(error)
+    if isinstance(error, RewardError):
+        return EXIT_INPUT
+    if isinstance(error, Diverged):
+        return EXIT_DIVERGED
+    if isinstance(error, ModuleNotFoundError):
+        return EXIT_ENVIRONMENT
+    return EXIT_STORAGE if _is_full(error) else None
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether the disk was full; some libraries tell it only in their text."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return "No space left on device" in str(error)

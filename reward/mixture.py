@@ -1,0 +1,46 @@
+"""The score that PPO maximises: a weighted sum of terms, each kept for the log. Axis: B completions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reward.base import RewardFunction, checked
+from reward.learned import ModelTerm
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A batch as reward functions see it; each column has one entry per completion."""
+
+    prompts: Sequence[str]
+    completions: Sequence[str]
+    columns: Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class FunctionTerm:
+    """A Python function of the decoded texts; what it returns is checked on every call."""
+
+    name: str
+    weight: float
+    function: RewardFunction
+    arguments: Mapping[str, Any]
+
+    def __call__(self, texts: Texts, read: Callable[[Any], Tensor]) -> Tensor:
+        scores = self.function(prompts=texts.prompts, completions=texts.completions, **texts.columns, **self.arguments)
+        return torch.tensor(checked(self.name, scores, texts.prompts, texts.completions), dtype=torch.float32)
+
+
+class RewardMixture:
+    """`score = sum_i weight_i term_i`."""
+
+    def __init__(self, terms: Sequence[FunctionTerm | ModelTerm]):
+        self.terms = tuple(terms)
+
+    def __call__(self, texts: Texts, read: Callable[[Any], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores float32 [B], and the unweighted terms by name. `read(model) -> [B]` runs a reward model."""
+        parts = {term.name: term(texts, read) for term in self.terms}
+        return sum(term.weight * parts[term.name].cpu() for term in self.terms), parts

@@ -1,0 +1,226 @@
+"""JSONL files as checked rows: demonstrations, preferences, prompts. Imports no torch.
+
+Each reader reports all mistakes of its file in one InputError, before any model is loaded.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.base import InputError
+
+Row = dict[str, Any]
+Check = Callable[[Any], str | None]
+"""What is wrong with a value ("is null"), or None."""
+
+MAX_EQUAL_PAIRS = 0.05
+"""Fraction of pairs with chosen == rejected above which something upstream is broken."""
+SHOWN = 5
+"""Row numbers listed per mistake."""
+
+
+class Mistakes:
+    """Collects the mistakes of one file, so that they are told together."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._found: list[tuple[str, str, str]] = []
+
+    def add(self, code: str, problem: str, fix: str) -> None:
+        self._found.append((code, f"{self._path} {problem}", fix))
+
+    def raise_if_any(self) -> None:
+        """Raises one InputError with a line per mistake; its code is that of the first."""
+        if not self._found:
+            return
+        (code, problem, fix), *rest = self._found
+        others = [str(InputError(*mistake)) for mistake in rest]
+        raise InputError(code, problem, fix="\n".join([fix, *others]))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The objects of a JSONL file; row n is line n.
+
+    Raises InputError PATH01 (no such file) or DATA03 (a line is no JSON object, or there is none).
+    """
+    mistakes = Mistakes(path)
+    rows: list[Row] = []
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            problem = f"line {number}: not JSON ({error.msg}, column {error.colno})"
+            mistakes.add("DATA03", problem, "write one JSON object per line")
+            continue
+        if not isinstance(row, dict):
+            problem = f"line {number}: a JSON {_kind(row)}, expected an object"
+            mistakes.add("DATA03", problem, 'write {"column": value, ...} on each line')
+            continue
+        rows.append(row)
+    mistakes.raise_if_any()
+    if not rows:
+        mistakes.add("DATA03", "holds no rows", "check the path, or run the script that makes the data")
+        mistakes.raise_if_any()
+    return rows
+
+
+def read_demonstrations(path: Path) -> list[Row]:
+    """Rows with `messages`, with `prompt, completion`, or with `text`; all of one kind.
+
+    Raises InputError DATA01 (a column is missing), DATA02 (a value is unusable), and those of read_rows.
+    """
+    rows, mistakes = read_rows(path), Mistakes(path)
+    if "messages" in rows[0]:
+        checks: dict[str, Check] = {"messages": _answered_messages}
+    elif "text" in rows[0] and not {"prompt", "completion"} & rows[0].keys():
+        checks = {"text": _filled_text}
+    else:
+        checks = {"prompt": _filled_prompt, "completion": _filled_text}
+    _check_columns(rows, checks, mistakes)
+    mistakes.raise_if_any()
+    return rows
+
+
+def read_preferences(path: Path) -> list[Row]:
+    """Rows with `prompt, chosen, rejected` and, in all or none, `margin`; drops equal pairs, aloud.
+
+    Raises InputError DATA01, DATA02, DATA05 (too many equal pairs), and those of read_rows.
+    """
+    rows, mistakes = read_rows(path), Mistakes(path)
+    checks: dict[str, Check] = {"prompt": _prompt, "chosen": _text, "rejected": _text}
+    if any("margin" in row for row in rows):
+        checks["margin"] = _finite_number
+    _check_columns(rows, checks, mistakes)
+    equal = [number for number, row in enumerate(rows, start=1) if _is_equal_pair(row)]
+    if len(equal) > MAX_EQUAL_PAIRS * len(rows):
+        problem = f"'chosen' equals 'rejected' in {len(equal)} of {len(rows)} rows ({_listed(equal)})"
+        mistakes.add("DATA05", problem, "check what wrote the file, then remove those rows")
+    mistakes.raise_if_any()
+    if equal:
+        print(f"{path}: dropped {len(equal)} of {len(rows)} pairs whose two sides are equal", flush=True)
+    return [row for row in rows if not _is_equal_pair(row)]
+
+
+def read_prompts(path: Path) -> list[Row]:
+    """Rows with `prompt` and any other columns, which every row has; reward functions read them.
+
+    Raises InputError DATA01, DATA02, and those of read_rows.
+    """
+    rows, mistakes = read_rows(path), Mistakes(path)
+    columns = dict.fromkeys(column for row in rows for column in row)
+    checks: dict[str, Check] = {"prompt": _filled_prompt, **{c: _anything for c in columns if c != "prompt"}}
+    _check_columns(rows, checks, mistakes)
+    mistakes.raise_if_any()
+    return rows
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError("PATH01", f"no file {path}", fix="correct the path, or create it") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError("DATA03", f"{path} line {line}: not UTF-8", fix="save the file as UTF-8") from error
+    # Not splitlines(): JSON strings may hold characters such as U+2028 that it takes for line ends.
+    return text.rstrip().split("\n") if text.strip() else []
+
+
+def _check_columns(rows: Sequence[Row], checks: dict[str, Check], mistakes: Mistakes) -> None:
+    for column, check in checks.items():
+        missing = [number for number, row in enumerate(rows, start=1) if column not in row]
+        if missing:
+            _add_missing(column, checks, missing, rows[missing[0] - 1], mistakes)
+        wrong: dict[str, list[int]] = {}
+        for number, row in enumerate(rows, start=1):
+            problem = check(row[column]) if column in row else None
+            if problem:
+                wrong.setdefault(problem, []).append(number)
+        for problem, numbers in wrong.items():
+            mistakes.add(
+                "DATA02", f"{_place(numbers)}: '{column}' {problem}{_such(numbers)}", "correct or remove them"
+            )
+
+
+def _add_missing(
+    column: str, known: Iterable[str], missing: Sequence[int], row: Row, mistakes: Mistakes
+) -> None:
+    candidates = [name for name in row if name not in set(known)]
+    nearest = difflib.get_close_matches(column, candidates, n=1, cutoff=0.6)
+    problem = f"{_place(missing)}: no field '{column}'{_such(missing)}. Found: {', '.join(row) or 'nothing'}"
+    if nearest:
+        problem += f". Did you mean '{nearest[0]}'?"
+    mistakes.add("DATA01", problem, f"rename '{nearest[0]}' to '{column}'" if nearest else f"add '{column}'")
+
+
+def _place(numbers: Sequence[int]) -> str:
+    return f"row {numbers[0]}"
+
+
+def _such(numbers: Sequence[int]) -> str:
+    return f" ({len(numbers)} such rows: {_listed(numbers)})" if len(numbers) > 1 else ""
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:SHOWN])) + (", ..." if len(numbers) > SHOWN else "")
+
+
+def _is_equal_pair(row: Row) -> bool:
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    return isinstance(chosen, str) and isinstance(rejected, str) and chosen.strip() == rejected.strip()
+
+
+def _kind(value: Any) -> str:
+    names = {list: "list", dict: "object", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")
+
+
+def _anything(value: Any) -> None:
+    """Other columns belong to the user's reward function."""
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return None
+    return "is null" if value is None else f"is a {_kind(value)}, expected a string"
+
+
+def _filled_text(value: Any) -> str | None:
+    return _text(value) or (None if value.strip() else "is empty")
+
+
+def _prompt(value: Any) -> str | None:
+    """A text, or messages whose last one is the user's."""
+    return _messages(value, last="user") if isinstance(value, list) else _text(value)
+
+
+def _filled_prompt(value: Any) -> str | None:
+    return _prompt(value) if isinstance(value, list) else _filled_text(value)
+
+
+def _answered_messages(value: Any) -> str | None:
+    if value is None:
+        return "is null"
+    if isinstance(value, list) and len(value) == 1:
+        return "has one message, expected a question and its answer"
+    return _messages(value, last="assistant")
+
+
+def _messages(value: Any, last: str) -> str | None:
+    if not isinstance(value, list) or not value:
+        return f"is {'an empty list' if value == [] else f'a {_kind(value)}'}, expected a list of messages"
+    for index, message in enumerate(value, start=1):
+        fields = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if not all(isinstance(field, str) for field in fields):
+            return f"message {index} is not {{'role': string, 'content': string}}"
+    role = value[-1]["role"]
+    return None if role == last else f"ends with the role '{role}', expected '{last}'"
+
+
+def _finite_number(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "is null" if value is None else f"is a {_kind(value)}, expected a number"
+    return None if math.isfinite(value) else f"is {value}, expected a finite number"

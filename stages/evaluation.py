@@ -1,0 +1,77 @@
+"""The final evaluation: base, SFT and PPO policy on the same held-out prompts, by the reward and by a judge."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from reward.base import checked, resolve
+from reward.config import RewardTerm
+from stages.base import StageContext
+from stages.models.config import ModelConfig
+from stages.models.load import source_of
+from stages.ppo.config import PPOConfig
+from stages.ppo.evaluation import Completions, Estimate, Evaluator, distinct_2
+from stages.ppo.loop import EVALUATION_SEED
+from stages.ppo.stage import PPOBuilder
+from stages.quiet import quiet_libraries
+
+Table = dict[str, dict[str, dict[str, float]]]
+
+
+class EvaluationSettings(Protocol):
+    """The section of the config that this module reads."""
+
+    prompts: int
+    judge: str | None
+    batch_size: int
+
+
+def run_evaluation(
+    config: EvaluationSettings, ppo: PPOConfig, model: ModelConfig, prompts: Path, terms: list[RewardTerm],
+    sft: Path | None, policy: Path | None, reward_model: Path | None, context: StageContext,
+) -> Table:
+    """Metrics of each policy that exists, as {"base": {"judge": {"value", "standard_error", "n"}, ...}, "sft": ..., "ppo": ...}.
+
+    KL is measured to the SFT model. The prompts follow those by which PPO chose its best policy, where the file
+    has enough rows, so that the choice does not flatter the result.
+    """
+    quiet_libraries()
+    builder = PPOBuilder(ppo, model, terms, sft, reward_model, context.seed)
+    sources = {"base": source_of(model.path), "sft": source_of(sft) if sft else None, "ppo": source_of(policy) if policy else None}
+    policies = {name: builder.neutral(builder.roles.reference(source)).requires_grad_(False) for name, source in sources.items() if source}
+    reward, scorers = builder.reward()
+    trunk = builder.trunk([builder.reference_lm, *policies.values(), *(s.classifier for s in scorers)])
+    evaluator = Evaluator(
+        builder.policy(builder.reference_lm), reward, builder.sampler(context.seed + 2 * EVALUATION_SEED), builder.renderer.decode, trunk, config.batch_size
+    )
+    held_out = builder.prompts(prompts)
+    batch = held_out.first(config.prompts, skip=max(0, min(ppo.eval_prompts, len(held_out) - config.prompts)))
+    table: Table = {}
+    for name, lm in policies.items():
+        completions = evaluator(builder.policy(lm), batch)
+        judged = _judged(config.judge, completions)
+        rows = [{"model": name, "index": i, **row} for i, row in enumerate(completions.rows())]
+        context.tracker.samples([row | ({"judge": judged[i]} if judged else {}) for i, row in enumerate(rows)], 0)
+        table[name] = {metric: vars(estimate) for metric, estimate in _estimates(completions, judged).items()}
+        print(f"{name}: " + "  ".join(f"{k} {v['value']:.3f}" for k, v in table[name].items()), flush=True)
+    return table
+
+
+def _judged(judge: str | None, completions: Completions) -> list[float]:
+    if judge is None:
+        return []
+    texts = completions.texts
+    verdicts = resolve(judge)(prompts=texts.prompts, completions=texts.completions, **texts.columns)
+    return checked(judge, verdicts, texts.prompts, texts.completions)
+
+
+def _estimates(completions: Completions, judged: list[float]) -> dict[str, Estimate]:
+    """All metrics; distinct-2 is one number for all completions, its standard error by the jackknife over tenths."""
+    estimates = completions.summary()
+    if judged:
+        estimates = {"judge": Estimate.of(torch.tensor([float(v > 0.5) for v in judged])), **estimates}
+    texts = completions.texts.completions
+    leave_out = torch.tensor([distinct_2([t for i, t in enumerate(texts) if i % 10 != k]) for k in range(10)], dtype=torch.float64)
+    error = float((0.9 * (leave_out - leave_out.mean()).square().sum()).sqrt())
+    return estimates | {"distinct_2": Estimate(distinct_2(texts), error, len(texts))}

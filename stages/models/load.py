@@ -1,0 +1,138 @@
+"""From a path to a model: hub ids, folders, GGUF files, adapters; tokenizers whose padding is never the stop token."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from stages.base import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Weights on disk: a base, and perhaps an adapter on it."""
+
+    base: str
+    adapter: Path | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where tokenizer and generation config lie."""
+        return str(self.adapter or self.base)
+
+
+def source_of(path: str | Path) -> ModelSource:
+    """What a stage's `final/` or a `model.path` holds. A GGUF file is converted once into a cached folder."""
+    path = str(path)
+    if path.endswith(".gguf"):
+        return ModelSource(convert_gguf(Path(path)))
+    adapter_config = Path(path) / "adapter_config.json"
+    if adapter_config.is_file():
+        return ModelSource(json.loads(adapter_config.read_text())["base_model_name_or_path"], Path(path))
+    return ModelSource(path)
+
+
+def cache_folder() -> Path:
+    """`$RLHF_CACHE`, or `~/.cache/rlhf-pipeline`."""
+    return Path(os.environ.get("RLHF_CACHE") or Path.home() / ".cache" / "rlhf-pipeline")
+
+
+def convert_gguf(file: Path) -> str:
+    """Dequantise a GGUF file into a plain transformers folder, once per content of the file.
+
+    Raises InputError PATH01 when there is no such file.
+    """
+    if not file.is_file():
+        raise InputError("PATH01", f"model.path '{file}' is no file here", fix="correct model.path, or run the prepare script")
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    folder = cache_folder() / f"{file.stem}-{digest[:12]}"
+    if (folder / "config.json").is_file():
+        return str(folder)
+    print(f"converting {file.name} to {folder} (once)", flush=True)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    # save_pretrained refuses a model that still looks quantised; its weights are plain float32 by now.
+    model.hf_quantizer, model.is_quantized = None, False
+    del model.config.quantization_config
+    aside = folder.with_name(f".{folder.name}-{os.getpid()}")
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(aside)
+    model.save_pretrained(aside)
+    os.rename(aside, folder)
+    return str(folder)
+
+
+def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a source, padding with an id that is not a stop token.
+
+    Masks come from lengths everywhere in this project; the distinct id is for the readers of a reward model's
+    folder, because transformers looks for the last id that is not padding, and would skip the stop token.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise InputError("TOK03", f"the tokenizer of '{source.folder}' has no eos_token", fix="set eos_token in tokenizer_config.json")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.pad_token = _padding_token(tokenizer)
+    return tokenizer
+
+
+def _padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A special token other than EOS, or else the last word of the vocabulary, which merges make rare."""
+    unwanted = {tokenizer.eos_token, tokenizer.bos_token}
+    named = [t for t in ("<|pad|>", "<pad>", "[PAD]", tokenizer.unk_token) if t and t in tokenizer.get_vocab()]
+    special = [str(t) for t in tokenizer.added_tokens_decoder.values()]
+    for token in (*named, *special):
+        if token not in unwanted:
+            return token
+    return tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
+
+
+def load_causal_lm(base: str, dtype: str = "float32", trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal language model in eval mode, with dropout off for good (PPO.md: ratios start at exactly 1)."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise InputError("PATH01", f"no model at '{base}' ({str(error).splitlines()[0]})", fix="correct model.path") from error
+    return disable_dropout(model.eval())
+
+
+def disable_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Set every dropout probability to 0, in modules and in the config that attention reads."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    return model
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends a completion: the tokenizer's EOS and all of the model's generation config."""
+    configured = model.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({tokenizer.eos_token_id, *(i for i in configured if i is not None)}))
+
+
+def neutral_generation_config(stops: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Plain sampling from the full softmax: what PPO trains is what the saved model does."""
+    return GenerationConfig(
+        do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
+        eos_token_id=list(stops), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+    )
+
+
+def same_tokenizer(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers give the same ids, judged by content: vocabulary, added tokens and a probe."""
+    probe = "The 3 quick-brown foxes' œuvre:\n\tcan't stop — 日本語 "
+    return a.get_vocab() == b.get_vocab() and a(probe).input_ids == b(probe).input_ids

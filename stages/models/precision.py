@@ -1,0 +1,17 @@
+"""Device and arithmetic of a process."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from stages.models.load import DTYPES
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+def autocast(compute: str, on: torch.device) -> AbstractContextManager:
+    """Matrix products in `compute` ("float32" or "bfloat16"); what needs float32 stays float32."""
+    return torch.autocast(on.type, dtype=DTYPES[compute], enabled=compute != "float32")

@@ -1,0 +1,88 @@
+"""The layers that no role trains, computed once per rollout and shared. Axes: B batch, S tokens, H hidden.
+
+Adapters and heads act only above layer k, so the hidden states that leave layer k are the same for policy,
+reference, reward model and value model, in every PPO epoch. While recording, what leaves the last trunk layer is
+kept row by row; while replaying, the trunk's layers pass their input through and the last one returns what was
+kept. Nothing is needed from an architecture but its list of layers.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+
+def inner_model(model: nn.Module) -> nn.Module:
+    """The transformer below the heads, whatever wrapper (PEFT or none) is around it."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(model, model.base_model_prefix, model)
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of transformer layers: the one ModuleList as long as the config says.
+
+    Raises ValueError when there is not exactly one such list.
+    """
+    inner = inner_model(model)
+    depth = inner.config.get_text_config().num_hidden_layers
+    found = [m for m in inner.children() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if len(found) != 1:
+        raise ValueError(f"{type(inner).__name__} has {len(found)} lists of {depth} layers, expected one")
+    return found[0]
+
+
+class NoTrunk:
+    """Every role computes all its layers."""
+
+    def recording(self) -> AbstractContextManager:
+        return nullcontext()
+
+    def rows(self, rows: Tensor | slice) -> AbstractContextManager:
+        return nullcontext()
+
+
+class FrozenTrunk(NoTrunk):
+    """Recorded states [B, S, H] of the first `depth` layers of the current rollout."""
+
+    def __init__(self, depth: int):
+        self.depth = depth
+        self._parts: list[Tensor] | None = None
+        self._states: Tensor | None = None
+        self._replayed: Tensor | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Let this model's trunk layers obey recording() and rows()."""
+        layers = decoder_layers(model)[: self.depth]
+        for layer in layers:
+            layer.forward = self._wrap(layer.forward, last=layer is layers[-1])
+
+    def _wrap(self, forward: Callable, last: bool) -> Callable:
+        def wrapped(hidden: Tensor, *args, **kwargs):
+            if self._replayed is not None:
+                return self._replayed if last else hidden
+            output = forward(hidden, *args, **kwargs)
+            if last and self._parts is not None:
+                self._parts.append(output)
+            return output
+
+        return wrapped
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Inside, one attached model must run over all rows of a rollout once, in order, without gradients."""
+        self._parts = []
+        try:
+            yield
+            self._states = torch.cat(self._parts)
+        finally:
+            self._parts = None
+
+    @contextmanager
+    def rows(self, rows: Tensor | slice) -> Iterator[None]:
+        """Inside, attached models given these rows of the recorded rollout start from their recorded states."""
+        self._replayed = self._states[rows]
+        try:
+            yield
+        finally:
+            self._replayed = None

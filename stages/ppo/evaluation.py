@@ -1,0 +1,110 @@
+"""How good a policy is on fixed held-out prompts. Axis: B completions."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reward.mixture import RewardMixture, Texts
+from stages.models.heads import PolicyModel
+from stages.models.trunk import NoTrunk
+from stages.ppo.kl import k1
+from stages.ppo.prompts import PromptBatch
+from stages.reward_model.quality import wilson
+from stages.rollout import Sampler
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n completions with its standard error."""
+
+    value: float
+    standard_error: float
+    n: int
+
+    @staticmethod
+    def of(values: Tensor) -> "Estimate":
+        values = values.double()
+        error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
+        return Estimate(float(values.mean()), error, len(values))
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Held-out completions of one policy; tensors are [B]."""
+
+    texts: Texts
+    scores: Tensor
+    kl: Tensor
+    lengths: Tensor
+    stopped: Tensor
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One plain row per completion."""
+        columns = zip(self.texts.prompts, self.texts.completions, self.scores, self.kl, self.lengths, self.stopped, strict=True)
+        return [
+            {"prompt": p, "completion": c, "score": float(s), "kl": float(k), "length": int(n), "stopped": bool(e)}
+            for p, c, s, k, n, e in columns
+        ]
+
+    def summary(self) -> dict[str, Estimate]:
+        """score, kl (nats per completion), length (tokens) and stopped_fraction."""
+        return {
+            "score": Estimate.of(self.scores), "kl": Estimate.of(self.kl),
+            "length": Estimate.of(self.lengths), "stopped_fraction": Estimate.of(self.stopped),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Completes, scores and compares with the reference; the random numbers are the same for every policy."""
+
+    reference: PolicyModel
+    reward: RewardMixture
+    sampler: Sampler
+    decode: Callable[[Tensor, Tensor], list[str]]
+    trunk: NoTrunk
+    batch_size: int
+
+    @torch.no_grad()
+    def __call__(self, policy: PolicyModel, batch: PromptBatch) -> Completions:
+        """Completions of every prompt in `batch`. Scores are the reward's own, before PPO's rules for them."""
+        parts = []
+        for start in range(0, len(batch.ids), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            columns = {name: values[rows] for name, values in batch.columns.items()}
+            parts.append(self._part(policy, PromptBatch(batch.episodes[rows], batch.ids[rows], batch.texts[rows], columns)))
+        texts = Texts(
+            [p for part in parts for p in part.texts.prompts], [c for part in parts for c in part.texts.completions], batch.columns
+        )
+        tensors = (torch.cat([getattr(p, name) for p in parts]) for name in ("scores", "kl", "lengths", "stopped"))
+        return Completions(texts, *tensors)
+
+    def _part(self, policy: PolicyModel, batch: PromptBatch) -> Completions:
+        r = self.sampler(policy.lm, batch.ids, batch.episodes)
+        everything = slice(None)
+        with self.trunk.recording():
+            ref_logprobs = self.reference(r.ids, r.attention_mask, r.mask, False).logprobs
+        with self.trunk.rows(everything):
+            logprobs = policy(r.ids, r.attention_mask, r.mask, False).logprobs
+            texts = Texts(batch.texts, self.decode(r.completions, r.mask), batch.columns)
+            scores, _ = self.reward(texts, lambda model: model.scores(r.ids, r.attention_mask))
+        return Completions(
+            texts, scores.cpu(), k1(logprobs, ref_logprobs, r.mask).sum(1).cpu(), r.mask.sum(1).float().cpu(), r.stopped.float().cpu()
+        )
+
+
+def win_rate(ours: Completions, theirs: Completions) -> dict[str, float]:
+    """How often our completion scores higher than theirs for the same prompt; ties are half. With its interval."""
+    wins = (ours.scores > theirs.scores).double() + 0.5 * (ours.scores == theirs.scores).double()
+    interval = wilson(float(wins.sum()), len(wins))
+    return {"win_rate": interval.value, "win_rate_low": interval.low, "win_rate_high": interval.high}
+
+
+def distinct_2(completions: Sequence[str]) -> float:
+    """Distinct word pairs over all word pairs of all completions (arXiv 1510.03055); 1 when nothing repeats."""
+    pairs = Counter(pair for text in completions for pair in zip(text.split(), text.split()[1:]))
+    return len(pairs) / max(1, pairs.total())

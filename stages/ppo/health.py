@@ -1,0 +1,37 @@
+"""Checks that end a run whose numbers can no longer mean anything."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stages.base import Diverged
+
+CAUSES = (
+    "the sampling temperature is not in the scored log-probabilities", "dropout is on",
+    "position ids do not follow the padding", "the reference is not the model that PPO starts from",
+    "the completion mask is shifted",
+)
+
+
+def require_finite(name: str, tensor: Tensor, step: int, episodes: Sequence[int]) -> None:
+    """Raise Diverged, naming step, tensor and episodes, when `tensor` has a NaN or an infinity.
+
+    A tensor with one row per episode names the episodes of its bad rows, any other all of them.
+    """
+    bad = ~torch.isfinite(tensor)
+    if not bad.any():
+        return
+    if tensor.shape[0] == len(episodes):
+        episodes = [e for e, row in zip(episodes, bad.reshape(len(episodes), -1).any(1)) if row]
+    raise Diverged(f"[PPO03] step {step}: {name} is not finite for episodes {list(episodes)[:8]}; fix: lower ppo.learning_rate, or see docs/metrics.md")
+
+
+def require_clean_start(kl: float, ratio_error: float, compute: str) -> None:
+    """Raise Diverged unless the first iteration started at KL 0 (nats per completion) and ratio 1."""
+    kl_limit, ratio_limit = (1e-3, 1e-3) if compute == "float32" else (2e-2, 0.5)
+    if abs(kl) > kl_limit or ratio_error > ratio_limit:
+        raise Diverged(
+            f"[PPO02] before the first update KL is {kl:.4g} nats (limit {kl_limit}) and a ratio is off by {ratio_error:.4g} "
+            f"(limit {ratio_limit}); possible causes: {'; '.join(CAUSES)}"
+        )

@@ -1,0 +1,151 @@
+"""The walk over PPO iterations: logging, samples, held-out evaluation, the best policy, checkpoints."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+from stages.base import StageContext, StageResult
+from stages.ppo.evaluation import Completions, Evaluator, win_rate
+from stages.ppo.health import require_clean_start
+from stages.ppo.prompts import PromptSet
+from stages.ppo.state import load_state, save_state
+from stages.ppo.trainer import PPOTrainer, Step
+from stages.progress import Progress
+
+SHOWN = {"score": "objective/score", "kl": "objective/kl", "len": "rollout/length", "stopped": "rollout/stopped_fraction",
+         "rollout_s": "time/rollout", "scoring_s": "time/scoring", "update_s": "time/update"}
+EVALUATION_SEED = 1_000_003  # apart from the seeds of training, so that evaluation never reuses a rollout's draws
+
+
+@dataclass
+class Best:
+    """The best held-out score so far under the KL budget, and its evaluation."""
+
+    step: int = -1
+    score: float = float("-inf")
+    kl: float = 0.0
+
+
+@dataclass
+class PPOLoop:
+    """Runs a trainer to the end of its config, from the newest checkpoint if there is one."""
+
+    trainer: PPOTrainer
+    prompts: PromptSet
+    held_out: PromptSet | None
+    context: StageContext
+    publish: Callable[[Path], bool]
+    compute: str
+    evaluator: Evaluator
+    best: Best = field(default_factory=Best)
+    _reference: Completions | None = None
+
+    def run(self) -> StageResult:
+        """All remaining iterations; the result's `final` is the best policy under the budget, else the last."""
+        config = self.trainer.config
+        self.resume()
+        progress = Progress("ppo", config.steps, self.trainer.finished)
+        if self.trainer.finished == 0:
+            self.evaluate()
+        while self.trainer.finished < config.steps:
+            number = self.trainer.finished
+            batch = self.prompts.shuffled(self.trainer.seed, number * config.rollout_batch_size, config.rollout_batch_size)
+            step = self.trainer.step(batch)
+            if number == 0:
+                require_clean_start(step.metrics["objective/kl"], step.metrics["policy/ratio_first"], self.compute)
+            self.log(step, progress)
+            if self._due(config.eval_every) or self.trainer.finished == config.steps:
+                self.evaluate()
+            if self._due(config.checkpoint_every):
+                self.context.checkpoints.save(self.trainer.finished, self.save)
+        return self.finish()
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.trainer.finished % every == 0
+
+    def log(self, step: Step, progress: Progress) -> None:
+        """One row of metrics, all samples of the iteration, and now and then three of them for eyes."""
+        number = self.trainer.finished
+        terms = {f"objective/term/{name}": float(scores.mean()) for name, scores in step.parts.items()}
+        self.context.tracker.log(step.metrics | terms, number)
+        progress.show(number, {name: step.metrics[path] for name, path in SHOWN.items()})
+        e = step.experience
+        kl = (e.logprobs - e.ref_logprobs).sum(1)
+        columns = zip(step.texts.prompts, step.texts.completions, e.scores, kl, e.mask.sum(1), e.stopped)
+        rows = [
+            {"prompt": p, "completion": c, "score": float(s), "kl": float(k), "length": int(n), "stopped": bool(stop)}
+            for p, c, s, k, n, stop in columns
+        ]
+        self.context.tracker.samples(rows, number)
+        if self._due(self.trainer.config.sample_every) or number == 1:
+            for row in rows[:3]:
+                print(f"  score {row['score']:+.2f}  kl {row['kl']:5.1f}  {row['prompt']}|{row['completion']!r:.150}", flush=True)
+
+    def evaluate(self) -> None:
+        """Score the policy (or its average) on held-out prompts, and keep it if it is the best so far."""
+        if self.held_out is None:
+            return
+        start = perf_counter()
+        batch = self.held_out.first(self.trainer.config.eval_prompts)
+        if self._reference is None:
+            self._reference = self.evaluator(self.trainer.reference, batch)
+        with self.trainer.averaged():
+            ours = self.evaluator(self.trainer.policy.module, batch)
+            summary = ours.summary()
+            score, kl = summary["score"].value, summary["kl"].value
+            budget = self.trainer.config.kl_budget
+            if self.trainer.finished and score > self.best.score and (budget is None or kl <= budget):
+                self.best = Best(self.trainer.finished, score, kl)
+                self._publish("best")
+        metrics = {f"eval/{name}": estimate.value for name, estimate in summary.items()}
+        metrics |= {f"eval/{name}": value for name, value in win_rate(ours, self._reference).items()}
+        self.context.tracker.log(metrics | {"time/eval": perf_counter() - start}, self.trainer.finished)
+        print(
+            f"held-out at step {self.trainer.finished}: score {score:+.3f}  kl {kl:.2f}  length {summary['length'].value:.1f}  "
+            f"wins {metrics['eval/win_rate']:.0%} against the reference", flush=True,
+        )
+
+    def finish(self) -> StageResult:
+        """Publish the best policy as `final`, or the last one where none was evaluated within the budget."""
+        final = self.context.folder / "final"
+        best = self.context.folder / "best"
+        shutil.rmtree(final, ignore_errors=True)
+        if best.is_dir():
+            best.rename(final)
+        else:
+            with self.trainer.averaged():
+                self.publish(final)
+        headline = {"steps": self.trainer.finished, "best_step": self.best.step if self.best.step >= 0 else self.trainer.finished}
+        if self.best.step >= 0:
+            headline |= {"score": self.best.score, "kl": self.best.kl}
+        return StageResult(final, (final / "adapter_config.json").is_file(), headline)
+
+    def _publish(self, name: str) -> None:
+        """Write the policy aside and swap it in, so that a kill leaves the older one."""
+        aside, target = self.context.folder / f".{name}-new", self.context.folder / name
+        shutil.rmtree(aside, ignore_errors=True)
+        self.publish(aside)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+
+    def save(self, folder: Path) -> None:
+        """Everything a resumed run needs to give the same bits."""
+        save_state(folder, self.trainer.state_dict() | {"best": asdict(self.best)})
+        if (self.context.folder / "best").is_dir():
+            shutil.copytree(self.context.folder / "best", folder / "best")
+
+    def resume(self) -> None:
+        """Continue from the newest complete checkpoint, if there is one."""
+        found = self.context.checkpoints.latest()
+        if found is None:
+            return
+        step, folder = found
+        print(f"resuming from {folder}", flush=True)
+        state = load_state(folder)
+        self.best = Best(**state.pop("best"))
+        self.trainer.load_state_dict(state)
+        shutil.rmtree(self.context.folder / "best", ignore_errors=True)
+        if (folder / "best").is_dir():
+            shutil.copytree(folder / "best", self.context.folder / "best")

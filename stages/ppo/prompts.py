@@ -1,0 +1,49 @@
+"""Prompts in an order that is a function of (seed, global episode index) alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts of one rollout; every field has one entry per completion."""
+
+    episodes: Sequence[int]
+    """Global indices: the n-th completion ever sampled in this run."""
+    ids: Sequence[Sequence[int]]
+    texts: Sequence[str]
+    columns: Mapping[str, Sequence[Any]]
+    """The other columns of the data rows, for reward functions."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """All prompts of a data file, tokenised."""
+
+    ids: Sequence[Sequence[int]]
+    texts: Sequence[str]
+    columns: Mapping[str, Sequence[Any]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def shuffled(self, seed: int, first: int, count: int) -> PromptBatch:
+        """Episodes first .. first + count - 1; each pass over the data has an order of its own."""
+        episodes = range(first, first + count)
+        orders = {e: self._order(seed, e) for e in {i // len(self) for i in episodes}}
+        return self._batch(episodes, [int(orders[i // len(self)][i % len(self)]) for i in episodes])
+
+    def first(self, count: int, skip: int = 0) -> PromptBatch:
+        """Rows skip .. skip + count - 1 in file order, for evaluation."""
+        rows = range(min(skip, len(self)), min(skip + count, len(self)))
+        return self._batch(rows, rows)
+
+    def _order(self, seed: int, epoch: int) -> np.ndarray:
+        return np.random.Generator(np.random.Philox(key=[seed, 2**32 + epoch])).permutation(len(self))
+
+    def _batch(self, episodes: Sequence[int], rows: Sequence[int]) -> PromptBatch:
+        columns = {name: [values[r] for r in rows] for name, values in self.columns.items()}
+        return PromptBatch(list(episodes), [self.ids[r] for r in rows], [self.texts[r] for r in rows], columns)

@@ -1,0 +1,247 @@
+"""The PPO iteration: sample, evaluate, optimise. Axes: B batch, T completion tokens.
+
+Formulas and their sources are in advantages.py, losses.py and kl.py; docs/ppo.md says why each choice was made.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reward.mixture import RewardMixture, Texts
+from stages.engine import Engine
+from stages.models.heads import PolicyModel
+from stages.models.trunk import NoTrunk
+from stages.ppo import losses
+from stages.ppo.advantages import gae, token_rewards, whiten
+from stages.ppo.config import PPOConfig
+from stages.ppo.ema import EMA
+from stages.ppo.experience import Experience
+from stages.ppo.health import require_finite
+from stages.ppo.kl import KLController, k1, k3
+from stages.ppo.prompts import PromptBatch
+from stages.ppo.ptx import PretrainingMix
+from stages.ppo.scores import ScoreRule
+from stages.rollout import Rollout, Sampler
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one PPO iteration leaves for the log."""
+
+    experience: Experience
+    texts: Texts
+    parts: dict[str, Tensor]
+    """Unweighted terms of the reward by name, [B]."""
+    metrics: Metrics
+
+
+@dataclass
+class PPOTrainer:
+    """PPO with a frozen reference, a per-token KL penalty and a separate value model (arXiv 1909.08593, 2203.02155).
+
+    Everything is built outside and passed in; the trainer's own state is the number of finished iterations.
+    """
+
+    config: PPOConfig
+    policy: Engine
+    value: Engine
+    reference: PolicyModel
+    reward: RewardMixture
+    score_rule: ScoreRule
+    kl: KLController
+    sampler: Sampler
+    decode: Callable[[Tensor, Tensor], list[str]]
+    trunk: NoTrunk
+    seed: int
+    ptx: PretrainingMix | None = None
+    ema: EMA | None = None
+    finished: int = 0
+
+    def step(self, batch: PromptBatch) -> Step:
+        """One iteration on `rollout_batch_size` prompts: rollout, scoring, ppo_epochs over the minibatches."""
+        clock = Stopwatch()
+        rollout = self.sampler(self.policy.module.lm, batch.ids, batch.episodes)
+        clock.lap("rollout")
+        experience, texts, parts = self.evaluate(rollout, batch)
+        clock.lap("scoring")
+        metrics = rollout_metrics(experience, self.kl.coef)
+        metrics |= self.optimise(experience, batch)
+        clock.lap("update")
+        self.kl.update(metrics["objective/kl"], len(experience))
+        self.finished += 1
+        metrics |= clock.metrics()
+        metrics["rollout/tokens_per_second"] = metrics["rollout/tokens"] / metrics["time/rollout"]
+        return Step(experience, texts, parts, metrics)
+
+    @torch.no_grad()
+    def evaluate(self, rollout: Rollout, batch: PromptBatch) -> tuple[Experience, Texts, dict[str, Tensor]]:
+        """Log-probabilities, values, scores, rewards and advantages of a rollout, all constant from here on."""
+        with self.trunk.recording():
+            reference = [self.reference(r.ids, r.attention_mask, r.mask, False) for _, r in self._micro(rollout)]
+        ref_logprobs = torch.cat([r.logprobs for r in reference])
+        policy = self._over(rollout, lambda r: torch.stack(self.policy.module(r.ids, r.attention_mask, r.mask), 1))
+        logprobs, entropy = policy.unbind(1)
+        width = rollout.mask.shape[1]
+        values = self._over(rollout, lambda r: self.value.module.values(r.ids, r.attention_mask, width))
+        texts = Texts(batch.texts, self.decode(rollout.completions, rollout.mask), batch.columns)
+        raw, parts = self.reward(texts, lambda model: self._over(rollout, lambda r: model.scores(r.ids, r.attention_mask)))
+        for name, tensor in (("score", raw), ("logprobs", logprobs), ("ref_logprobs", ref_logprobs), ("values", values)):
+            require_finite(name, tensor, self.finished, batch.episodes)
+
+        scores = self.score_rule(raw.to(rollout.ids.device), rollout.stopped)
+        kl = k1(logprobs, ref_logprobs, rollout.mask)
+        rewards = token_rewards(scores, kl, rollout.mask, self.kl.coef)
+        advantages, returns = gae(rewards, values, rollout.mask, self.config.gamma, self.config.lam)
+        if self.config.whiten_advantages:
+            advantages = whiten(advantages, rollout.mask)
+        sampled = {f.name: getattr(rollout, f.name) for f in fields(Rollout)}
+        experience = Experience(
+            **sampled, logprobs=logprobs, ref_logprobs=ref_logprobs, entropy=entropy, values=values, scores=scores,
+            rewards=rewards, advantages=advantages, returns=returns,
+        )
+        return experience, texts, parts
+
+    def optimise(self, experience: Experience, batch: PromptBatch) -> Metrics:
+        """ppo_epochs passes over the rollout in minibatches of whole completions; each row once per pass."""
+        totals: list[Metrics] = []
+        for epoch in range(self.config.ppo_epochs):
+            for rows in self._minibatches(len(experience), epoch):
+                stats = self.minibatch(experience, rows)
+                require_finite("loss", torch.tensor([stats["policy/loss"], stats["value/loss"]]), self.finished, batch.episodes)
+                totals.append(stats)
+                if self.config.target_kl and stats["policy/approx_kl"] > 1.5 * self.config.target_kl:
+                    self._discard()
+                    return self._summary(totals)
+                totals[-1] |= self._step_engines()
+        return self._summary(totals)
+
+    def minibatch(self, experience: Experience, rows: Tensor) -> Metrics:
+        """Gradients of one optimizer step: token-mean over the whole minibatch, whatever its microbatches."""
+        config = self.config
+        tokens = experience.mask[rows].sum()
+        stats: dict[str, Tensor] = {}
+        for part in rows.split(config.microbatch_size):
+            e = experience[part]
+            with self.trunk.rows(part):
+                new = self.policy.module(e.ids, e.attention_mask, e.mask, config.entropy_coef > 0)
+                ratio = losses.log_ratio(new.logprobs, e.logprobs, e.mask)
+                policy = losses.policy_loss(ratio, e.advantages, e.mask, config.clip_range, config.dual_clip)
+                values = self.value.module.values(e.ids, e.attention_mask, e.mask.shape[1])
+                value = losses.value_loss(values, e.values, e.returns, e.mask, config.value_clip_range)
+                if self._policy_learns:
+                    self.policy.backward((policy - config.entropy_coef * new.entropy).sum() / tokens)
+                self.value.backward(config.vf_coef * value.sum() / tokens)
+            _accumulate(stats, {
+                "policy/loss": policy, "policy/approx_kl": losses.approx_kl(ratio),
+                "policy/clip_fraction": losses.clipped(ratio, config.clip_range), "value/loss": value,
+            }, tokens)
+            stats["ratio_error"] = torch.maximum(stats.get("ratio_error", ratio.new_zeros(())), ratio.detach().expm1().abs().max())
+        if self.ptx is not None and self._policy_learns:
+            loss = self.ptx.loss(self.policy.module.lm)
+            self.policy.backward(self.ptx.coef * loss)
+            stats["policy/ptx_loss"] = loss.detach()
+        return {name: float(value) for name, value in stats.items()}
+
+    def averaged(self) -> AbstractContextManager:
+        """Inside, the policy computes with its averaged weights, if it keeps an average."""
+        return self.ema.applied() if self.ema else nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes from iteration to iteration."""
+        return {"finished": self.finished} | {name: part.state_dict() for name, part in self._stateful().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.finished = state["finished"]
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+
+    def _stateful(self) -> dict[str, Any]:
+        parts = {"policy": self.policy, "value": self.value, "kl": self.kl, "moments": self.score_rule.moments, "ptx": self.ptx, "ema": self.ema}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def _policy_learns(self) -> bool:
+        return self.finished >= self.config.critic_warmup_steps
+
+    def _step_engines(self) -> Metrics:
+        metrics = {"value/learning_rate": self.value.learning_rate(), "value/grad_norm": self.value.step()}
+        if self._policy_learns:
+            metrics |= {"policy/learning_rate": self.policy.learning_rate(), "policy/grad_norm": self.policy.step()}
+            if self.ema is not None:
+                self.ema.update()
+        return metrics
+
+    def _discard(self) -> None:
+        self.policy.discard()
+        self.value.discard()
+
+    def _minibatches(self, count: int, epoch: int) -> Iterator[Tensor]:
+        key = [self.seed, 2**33 + self.finished * self.config.ppo_epochs + epoch]
+        order = torch.from_numpy(np.random.Generator(np.random.Philox(key=key)).permutation(count))
+        return iter(order.split(self.config.minibatch_size))
+
+    def _micro(self, rollout: Rollout) -> Iterator[tuple[slice, Rollout]]:
+        size = self.config.microbatch_size
+        for start in range(0, len(rollout), size):
+            rows = slice(start, start + size)
+            yield rows, rollout[rows]
+
+    def _over(self, rollout: Rollout, forward: Callable[[Rollout], Tensor]) -> Tensor:
+        """`forward` over all rows, a microbatch at a time, on the recorded trunk."""
+        parts = []
+        for rows, part in self._micro(rollout):
+            with self.trunk.rows(rows):
+                parts.append(forward(part))
+        return torch.cat(parts)
+
+    def _summary(self, totals: list[Metrics]) -> Metrics:
+        """Means over the optimizer steps, and the ratio error of the first, which must be 0."""
+        names = {name for stats in totals for name in stats} - {"ratio_error"}
+        summary = {name: float(np.mean([s[name] for s in totals if name in s])) for name in sorted(names)}
+        return summary | {"policy/ratio_first": totals[0]["ratio_error"], "policy/updates": sum("value/grad_norm" in s for s in totals)}
+
+
+def _accumulate(stats: dict[str, Tensor], per_token: dict[str, Tensor], tokens: Tensor) -> None:
+    for name, value in per_token.items():
+        stats[name] = stats.get(name, value.new_zeros(())) + value.detach().sum() / tokens
+
+
+def rollout_metrics(e: Experience, kl_coef: float) -> Metrics:
+    """Metrics of the rollout; KL is the mean over completions of the sum over tokens, in nats."""
+    kl = k1(e.logprobs, e.ref_logprobs, e.mask).sum(1)
+    gap = torch.where(e.mask, (e.logprobs - e.sampled_logprobs).abs(), 0.0).sum() / e.mask.sum()
+    lengths = e.mask.sum(1).float()
+    return {
+        "objective/score": float(e.scores.mean()), "objective/score_std": float(e.scores.std(correction=0)),
+        "objective/kl": float(kl.mean()), "objective/kl_k3": float(k3(e.logprobs, e.ref_logprobs, e.mask).sum(1).mean()),
+        "objective/kl_se": float(kl.std() / len(e) ** 0.5) if len(e) > 1 else 0.0,
+        "objective/reward": float(e.rewards.sum(1).mean()), "objective/kl_coef": kl_coef,
+        "policy/entropy": float(e.entropy.sum() / e.mask.sum()),
+        "value/explained_variance": losses.explained_variance(e.values, e.returns, e.mask),
+        "rollout/length": float(lengths.mean()), "rollout/stopped_fraction": float(e.stopped.float().mean()),
+        "rollout/tokens": int(e.mask.sum()), "rollout/logprob_gap": float(gap),
+    }
+
+
+class Stopwatch:
+    """Seconds of the phases of one iteration."""
+
+    def __init__(self) -> None:
+        self._start = self._last = perf_counter()
+        self._laps: Metrics = {}
+
+    def lap(self, phase: str) -> None:
+        now = perf_counter()
+        self._laps[f"time/{phase}"] = now - self._last
+        self._last = now
+
+    def metrics(self) -> Metrics:
+        return self._laps | {"time/step": self._last - self._start}

@@ -1,0 +1,14 @@
+"""Keeps other libraries' bars and notices out of a stage's output, which is for people."""
+
+import warnings
+
+import datasets
+import transformers
+
+
+def quiet_libraries() -> None:
+    """Errors of transformers and datasets still show; their bars, hints and announcements of v6 do not."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)

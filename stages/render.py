@@ -1,0 +1,101 @@
+"""Rows to token ids: the one place where text becomes what a model sees, for all three stages.
+
+A prompt is encoded with the tokenizer's special tokens, a completion without, and they are concatenated; so the
+prompt's ids in PPO are a prefix of its ids in SFT. Chat rows go through the tokenizer's template.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from stages.base import InputError
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One example as ids; the completion ends with a stop token."""
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt_ids, *self.completion_ids]
+
+
+class Renderer:
+    """Encodes prompts and completions with one tokenizer and its chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+
+    def prompt(self, prompt: str | list[dict[str, str]]) -> list[int]:
+        """Ids of a prompt: plain text, or messages that the assistant is to answer."""
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt).input_ids)
+        return self._template(prompt, add_generation_prompt=True)
+
+    def completion(self, text: str) -> list[int]:
+        """Ids of a completion, EOS appended."""
+        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
+
+    def decode(self, completions: Tensor, mask: Tensor) -> list[str]:
+        """Texts of sampled completions [B, T] up to their stop tokens, which are left out."""
+        rows = (ids[m].tolist() for ids, m in zip(completions, mask))
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+    def demonstration(self, row: Row) -> Rendered:
+        """A row with `messages`, `prompt, completion`, or `text` alone (whose first token is its prompt)."""
+        if "messages" in row:
+            return self._chat(row["messages"][:-1], row["messages"][-1])
+        if "completion" in row:
+            return self.pair(row["prompt"], row["completion"])
+        ids = [*self.tokenizer(row["text"]).input_ids, self.tokenizer.eos_token_id]
+        return Rendered(ids[:1], ids[1:])
+
+    def pair(self, prompt: str | list[dict[str, str]], completion: str) -> Rendered:
+        """A prompt and one completion of it, as the reward model and PPO see them."""
+        if isinstance(prompt, str):
+            return Rendered(self.prompt(prompt), self.completion(completion))
+        return self._chat(prompt, {"role": "assistant", "content": completion})
+
+    def _chat(self, context: list[dict[str, str]], answer: dict[str, str]) -> Rendered:
+        prompt = self.prompt(context)
+        whole = self._template([*context, answer], add_generation_prompt=False)
+        if whole[: len(prompt)] != prompt:
+            raise InputError("TMPL04", "the chat template renders a prompt differently once it is answered", fix="use a template whose prompt is a prefix of the whole")
+        answered = whole[len(prompt) :]
+        eos = self.tokenizer.eos_token_id
+        end = max((i + 1 for i, token in enumerate(answered) if token == eos), default=len(answered))
+        answered = answered[:end]
+        return Rendered(prompt, answered if answered and answered[-1] == eos else [*answered, eos])
+
+    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
+        if self.tokenizer.chat_template is None:
+            raise InputError("TMPL01", "the data has messages but the tokenizer has no chat_template", fix="use prompt/completion rows, or a tokenizer with a template")
+        encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True)
+        return list(encoded["input_ids"])
+
+
+def without_target(rows: Iterable[Rendered], max_length: int) -> list[int]:
+    """Numbers of the rows whose completion starts at or after max_length, so that nothing of it would be trained."""
+    return [i for i, row in enumerate(rows) if len(row.prompt_ids) >= max_length]
+
+
+def collate(rows: Sequence[Rendered], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids [B, P+T], attention mask [B, P+T] and completion mask [B, T] of rendered rows, as in a rollout."""
+    prompt = max(1, max(len(r.prompt_ids) for r in rows))
+    width = max(len(r.completion_ids) for r in rows)
+    ids = torch.full((len(rows), prompt + width), pad_id)
+    attended = torch.zeros(ids.shape, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        start, end = prompt - len(row.prompt_ids), prompt + len(row.completion_ids)
+        ids[i, start:end] = torch.tensor([*row.prompt_ids, *row.completion_ids])
+        attended[i, start:end] = True
+    return ids, attended, attended[:, prompt:]
