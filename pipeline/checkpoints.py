@@ -82,8 +82,7 @@ class CheckpointManager:
 
     def _seal(self, folder: Path, step: int) -> None:
         files = {
-            name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-            for name, path in files_of(folder).items()
+            name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in files_of(folder).items()
         }
         content = {
             "format": FORMAT,

@@ -31,9 +31,7 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as ppo.kl_coef=0.1.")
 ]
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/imdb_smollm2.")
-]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/imdb_smollm2.")]
 
 
 @app.callback()

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reward.config import RewardTerm
 from reward.settings import Settings
@@ -78,3 +78,12 @@ class PipelineConfig(Settings):
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _reference_is_the_same_numbers(self) -> "PipelineConfig":
+        if self.model.dtype == "bfloat16" and self.ppo.enabled and self.ppo.tuning.method == "full":
+            raise ValueError(
+                "ppo.tuning.method: full trains float32 weights, so with model.dtype: bfloat16 the frozen reference "
+                "would be rounded and KL would not start at 0; set model.dtype: float32, or method: lora"
+            )
+        return self

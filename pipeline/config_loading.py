@@ -28,9 +28,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConf
     raise_together(document.errors)
     document.values = {} if document.values is None else document.values
     if not isinstance(document.values, dict):
-        raise InputError(
-            "CONF03", f"{path}: holds no `key: value` lines", fix="start with `run:` and `model:`"
-        )
+        raise InputError("CONF03", f"{path}: holds no `key: value` lines", fix="start with `run:` and `model:`")
     for override in overrides:
         _apply(override, document)
     raise_together(document.errors)

@@ -72,9 +72,7 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
-def _children(
-    values: dict[str, Any], model: type[Settings], path: KeyPath
-) -> Iterator[tuple[Any, type, KeyPath]]:
+def _children(values: dict[str, Any], model: type[Settings], path: KeyPath) -> Iterator[tuple[Any, type, KeyPath]]:
     for name, kind, listed in _sections(model):
         value = values.get(name)
         if listed and isinstance(value, list):
@@ -161,9 +159,7 @@ def _existing(loc: KeyPath, values: Any) -> KeyPath:
     """The part of pydantic's location that is a path in the config; the rest names a member of a union."""
     path: KeyPath = ()
     for part in loc:
-        inside = (
-            part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
-        )
+        inside = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
         if not inside:
             break
         values, path = values[part], (*path, part)

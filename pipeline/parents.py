@@ -126,12 +126,8 @@ def check_reward_path(path: str) -> None:
         raise missing_path(path, "reward model")
     kind = _kind(Path(path))
     if kind not in (None, "reward_model"):
-        problem = (
-            f"reward model {path} is a model of kind '{kind}'; found no score head, expected a reward model"
-        )
-        raise InputError(
-            "STAGE01", problem, fix="set it to `reward_model`, or to the final/ folder of that stage"
-        )
+        problem = f"reward model {path} is a model of kind '{kind}'; found no score head, expected a reward model"
+        raise InputError("STAGE01", problem, fix="set it to `reward_model`, or to the final/ folder of that stage")
 
 
 def _kind(folder: Path) -> str | None:

@@ -160,11 +160,7 @@ def _resolve(spec: str) -> None:
 def _length_errors(config: PipelineConfig) -> Iterator[InputError]:
     """LEN01: a stage whose longest sequence exceeds what the model can attend to."""
     file = Path(config.model.path) / "config.json"
-    context = (
-        json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings")
-        if file.is_file()
-        else None
-    )
+    context = json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings") if file.is_file() else None
     lengths = {
         "sft": ("max_length", config.sft.max_length),
         "reward_model": ("max_length", config.reward_model.max_length),

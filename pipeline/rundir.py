@@ -38,9 +38,7 @@ class RunDir:
         run.config_file.write_text(dump_config(config), encoding="utf-8")
         known = run.about
         created = known.get("created", now())
-        write_json(
-            run.path / "run.json", {"name": config.run.name, "created": created, **provenance(command)}
-        )
+        write_json(run.path / "run.json", {"name": config.run.name, "created": created, **provenance(command)})
         return run
 
     @classmethod
@@ -95,9 +93,7 @@ class RunDir:
             except OSError as error:
                 file.seek(0)
                 problem = f"{self.path} is in use by process {file.read().strip() or 'unknown'}"
-                raise InputError(
-                    "RUN01", problem, fix="wait for it, or give this run another run.name"
-                ) from error
+                raise InputError("RUN01", problem, fix="wait for it, or give this run another run.name") from error
             file.truncate(0)
             file.write(f"{os.getpid()} on {platform.node()}")
             file.flush()
@@ -185,9 +181,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(
-            "RUN02", f"{path}: not JSON ({error})", fix="delete the file and run again"
-        ) from error
+        raise InputError("RUN02", f"{path}: not JSON ({error})", fix="delete the file and run again") from error
 
 
 def _revision() -> str | None:

@@ -45,9 +45,7 @@ class Selection:
             selected = enabled[enabled.index(self.first) :] if self.first else enabled
         for name in self.force:
             if name != "all" and name not in selected:
-                raise InputError(
-                    "RUN03", f"--force {name}: that step is not selected", fix=f"add --only {name}"
-                )
+                raise InputError("RUN03", f"--force {name}: that step is not selected", fix=f"add --only {name}")
         return selected
 
     def forces(self, step: str) -> bool:

@@ -28,6 +28,7 @@ def run_stage(run: RunDir, stage: str, force: bool = False) -> int:
     Raises:
         InputError: parents or data do not fit.
     """
+    _name_accelerator()
     config = run.config()
     inputs = inputs_of(run, config, stage)
     folder = run.stage(stage)
@@ -55,9 +56,14 @@ def run_stage(run: RunDir, stage: str, force: bool = False) -> int:
     return 0
 
 
-def _services(
-    run: RunDir, config: PipelineConfig, stage: str, fingerprint: str
-) -> tuple[StageContext, Trackers]:
+def _name_accelerator() -> None:
+    """Tell DeepSpeed, which transformers' libraries import where it is installed, what it would ask and announce."""
+    import torch
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _services(run: RunDir, config: PipelineConfig, stage: str, fingerprint: str) -> tuple[StageContext, Trackers]:
     folder = run.stage(stage)
     section = getattr(config, stage)
     keep = getattr(section, "keep_checkpoints", 1)
@@ -81,9 +87,7 @@ def _run_sft(config: PipelineConfig, inputs: StageInputs, context: StageContext)
     from stages.sft.stage import run_sft
 
     data = inputs.data
-    return run_sft(
-        config.sft, config.model, data["demonstrations.train"], data.get("demonstrations.eval"), context
-    )
+    return run_sft(config.sft, config.model, data["demonstrations.train"], data.get("demonstrations.eval"), context)
 
 
 def _run_reward_model(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
@@ -148,9 +152,7 @@ def _told(error: BaseException) -> int:
         return 130
     expected = _expected_exit(error)
     if _is_full(error):
-        error = InputError(
-            "DISK01", f"the disk is full ({error})", fix="free space; what was saved before is intact"
-        )
+        error = InputError("DISK01", f"the disk is full ({error})", fix="free space; what was saved before is intact")
     if expected is None or os.environ.get("RLHF_DEBUG"):
         traceback.print_exception(error)
         return expected or EXIT_BUG

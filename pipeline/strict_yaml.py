@@ -73,9 +73,7 @@ def read(text: str, source: str | Path) -> Document:
         document.errors.append(InputError("CONF03", f"{place}: not YAML ({found})", fix="correct that line"))
     except (yaml.YAMLError, RecursionError) as error:
         problem = f"{source}: not YAML ({type(error).__name__})"
-        document.errors.append(
-            InputError("CONF03", problem, fix="write plain text, nested a few levels deep")
-        )
+        document.errors.append(InputError("CONF03", problem, fix="write plain text, nested a few levels deep"))
     finally:
         loader.dispose()
     return document
@@ -94,9 +92,7 @@ def scalar(text: str) -> Any:
             raise document.errors[0]
         return document.values
     loader = _Loader("")
-    return _scalar(
-        loader, yaml.ScalarNode(loader.resolve(yaml.ScalarNode, stripped, (True, False)), stripped)
-    )
+    return _scalar(loader, yaml.ScalarNode(loader.resolve(yaml.ScalarNode, stripped, (True, False)), stripped))
 
 
 def write(values: Any) -> str:

@@ -192,9 +192,7 @@ def _reopened(path: Path, resume_step: int | None) -> TextIO:
     """The file for appending, holding only whole rows up to the step."""
     kept: list[str] = []
     if resume_step is not None and path.is_file():
-        kept = [
-            line for line in path.read_text(encoding="utf-8").splitlines() if _is_before(line, resume_step)
-        ]
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_before(line, resume_step)]
     aside = path.with_name(f".{path.name}")
     aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     os.replace(aside, path)

@@ -4,7 +4,9 @@ import importlib
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,12 +34,22 @@ def resolve(spec: str) -> Callable[..., list[float]]:
     try:
         module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
         function = getattr(module, name)
-    except (ImportError, AttributeError, FileNotFoundError, ValueError) as error:
-        raise RewardError("REW04", f"reward function '{spec}' cannot be imported ({error})", fix="module:function, or path/to/file.py:function") from error
+    except Exception as error:  # a user's module may fail in any way; all of them mean the same here
+        raise RewardError(
+            "REW04",
+            f"reward function '{spec}' cannot be imported ({error})",
+            fix="module:function, or path/to/file.py:function",
+        ) from error
+    if not callable(function):
+        raise RewardError("REW04", f"{spec} is a {type(function).__name__}, not a function", fix="name a function")
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     if not takes_any or not {"prompts", "completions"} <= parameters.keys():
-        raise RewardError("REW04", f"{spec} takes ({', '.join(parameters)}); needs (prompts, completions, **columns)", fix="add the missing parameters")
+        raise RewardError(
+            "REW04",
+            f"{spec} takes ({', '.join(parameters)}); needs (prompts, completions, **columns)",
+            fix="add the missing parameters",
+        )
     return function
 
 
@@ -46,8 +58,25 @@ def _load_file(path: Path) -> Any:
         raise FileNotFoundError(f"no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
+
+
+def called(
+    name: str, function: RewardFunction, prompts: Sequence[str], completions: Sequence[str], **columns: Any
+) -> Any:
+    """What the function returns. Raises RewardError REW03, naming the line that failed, when it raises."""
+    try:
+        return function(prompts=prompts, completions=completions, **columns)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise RewardError(
+            "REW03",
+            f"{name} raised {type(error).__name__}: {error} at {where.filename}:{where.lineno}, "
+            f"scoring {len(completions)} completions, the first {completions[0][:40]!r}",
+            fix="mend the function",
+        ) from error
 
 
 def checked(name: str, scores: Any, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
@@ -55,13 +84,21 @@ def checked(name: str, scores: Any, prompts: Sequence[str], completions: Sequenc
 
     Raises RewardError REW01 (wrong count) or REW02 (not a finite number), naming the sample.
     """
+    if not isinstance(scores, Iterable):
+        raise RewardError("REW01", f"{name} returned {scores!r}", fix="return one float per completion")
     scores = list(scores)
     if len(scores) != len(completions):
-        raise RewardError("REW01", f"{name} returned {len(scores)} values for {len(completions)} completions", fix="return one float per completion")
+        raise RewardError(
+            "REW01",
+            f"{name} returned {len(scores)} values for {len(completions)} completions",
+            fix="return one float per completion",
+        )
     for i, score in enumerate(scores):
         if isinstance(score, (bool, str)) or not hasattr(score, "__float__") or not math.isfinite(float(score)):
             raise RewardError(
-                "REW02", f"{name} gave {score!r} for sample {i} (prompt {prompts[i][:40]!r}, completion {completions[i][:40]!r})",
+                "REW02",
+                f"{name} gave {score!r} for sample {i} "
+                f"(prompt {prompts[i][:40]!r}, completion {completions[i][:40]!r})",
                 fix="return a finite float for every completion",
             )
     return [float(score) for score in scores]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reward.base import RewardFunction, checked
+from reward.base import RewardFunction, called, checked
 from reward.learned import ModelTerm
 
 
@@ -30,7 +30,7 @@ class FunctionTerm:
     arguments: Mapping[str, Any]
 
     def __call__(self, texts: Texts, read: Callable[[Any], Tensor]) -> Tensor:
-        scores = self.function(prompts=texts.prompts, completions=texts.completions, **texts.columns, **self.arguments)
+        scores = called(self.name, self.function, texts.prompts, texts.completions, **texts.columns, **self.arguments)
         return torch.tensor(checked(self.name, scores, texts.prompts, texts.completions), dtype=torch.float32)
 
 
@@ -42,5 +42,8 @@ class RewardMixture:
 
     def __call__(self, texts: Texts, read: Callable[[Any], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Scores float32 [B], and the unweighted terms by name. `read(model) -> [B]` runs a reward model."""
-        parts = {term.name: term(texts, read) for term in self.terms}
-        return sum(term.weight * parts[term.name].cpu() for term in self.terms), parts
+        scores = [term(texts, read).cpu() for term in self.terms]
+        names = [term.name for term in self.terms]
+        labels = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
+        total = sum(term.weight * score for term, score in zip(self.terms, scores, strict=True))
+        return total, dict(zip(labels, scores, strict=True))

@@ -11,13 +11,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from typing import TYPE_CHECKING, Any
 
 from stages.reward_model.quality import wilson
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "imdb"
 WORDS = r"\b\w[\w']*\b|[!?*]"
@@ -26,9 +25,7 @@ WORDS = r"\b\w[\w']*\b|[!?*]"
 
 def positive(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
     """Probability that each review, opening and continuation together, is positive."""
-    return probabilities(
-        [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-    )
+    return probabilities([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
 
 
 def probabilities(texts: Sequence[str]) -> list[float]:
@@ -37,8 +34,12 @@ def probabilities(texts: Sequence[str]) -> list[float]:
 
 
 @functools.cache
-def judge() -> Pipeline:
+def judge() -> "Pipeline":
     """The classifier, fitted once per process (a few seconds): nothing is stored, so nothing can be stale."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes seconds, and a check only looks for `positive`
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
     rows = read("judge.train.jsonl")
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, token_pattern=WORDS)
     classifier = make_pipeline(words, LogisticRegression(C=10, max_iter=300))
@@ -61,9 +62,7 @@ def report() -> None:
         hits.setdefault(kind, []).append((probability > 0.5) == bool(row["label"]))
     for kind, correct in sorted(hits.items()):
         accuracy = wilson(sum(correct), len(correct))
-        print(
-            f"{kind:26} {accuracy.value:.3f}  ({accuracy.low:.3f} to {accuracy.high:.3f}, n = {accuracy.n})"
-        )
+        print(f"{kind:26} {accuracy.value:.3f}  ({accuracy.low:.3f} to {accuracy.high:.3f}, n = {accuracy.n})")
 
 
 if __name__ == "__main__":

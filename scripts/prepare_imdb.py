@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SHARES = {"judge": 0.28, "demonstrations": 0.12, "preferences": 0.48, "prompts": 0.12}
-HELD_OUT = {"demonstrations": 256, "preferences": 500, "prompts": 512}
+HELD_OUT = {"demonstrations": 128, "preferences": 500, "prompts": 512}
 MAX_LENGTH_DIFFERENCE = 2
 """Words by which the two sides of a pair may differ."""
 
@@ -315,9 +315,7 @@ def write(files: dict[str, list[dict]], about: dict, model: Path, out: Path) -> 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Labelled movie reviews as data for three stages and a judge."
-    )
+    parser = argparse.ArgumentParser(description="Labelled movie reviews as data for three stages and a judge.")
     parser.add_argument("--out", type=Path, required=True, help="folder that gets the files")
     parser.add_argument("--seed", type=int, default=0, help="decides which review goes where")
     parser.add_argument("--shortest", type=int, default=8, help="least words of an excerpt")

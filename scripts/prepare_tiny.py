@@ -55,9 +55,7 @@ class Grammar:
 
     def __init__(self, seed: int):
         random_weights = random.Random(seed)
-        self._weights = {
-            last: [random_weights.random() ** 3 for _ in CONSONANTS] for last in [*CONSONANTS, ""]
-        }
+        self._weights = {last: [random_weights.random() ** 3 for _ in CONSONANTS] for last in [*CONSONANTS, ""]}
 
     def string(self, source: random.Random, syllables: int, last: str = "") -> str:
         """`syllables` syllables that continue after the consonant `last`."""

@@ -140,14 +140,10 @@ def _check_columns(rows: Sequence[Row], checks: dict[str, Check], mistakes: Mist
             if problem:
                 wrong.setdefault(problem, []).append(number)
         for problem, numbers in wrong.items():
-            mistakes.add(
-                "DATA02", f"{_place(numbers)}: '{column}' {problem}{_such(numbers)}", "correct or remove them"
-            )
+            mistakes.add("DATA02", f"{_place(numbers)}: '{column}' {problem}{_such(numbers)}", "correct or remove them")
 
 
-def _add_missing(
-    column: str, known: Iterable[str], missing: Sequence[int], row: Row, mistakes: Mistakes
-) -> None:
+def _add_missing(column: str, known: Iterable[str], missing: Sequence[int], row: Row, mistakes: Mistakes) -> None:
     candidates = [name for name in row if name not in set(known)]
     nearest = difflib.get_close_matches(column, candidates, n=1, cutoff=0.6)
     problem = f"{_place(missing)}: no field '{column}'{_such(missing)}. Found: {', '.join(row) or 'nothing'}"

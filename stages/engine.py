@@ -48,7 +48,13 @@ SCHEDULES = {"linear": linear_to_zero, "constant": constant}
 class TorchEngine:
     """AdamW on one process. A non-finite gradient ends the run before it can reach a weight."""
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float], max_grad_norm: float):
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        max_grad_norm: float,
+    ):
         self.module = module
         self._optimizer = optimizer
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
@@ -94,5 +100,7 @@ class TorchEngine:
         moments = {int(index): moment for index, moment in state["optimizer"].items()}
         self._optimizer.load_state_dict({"state": moments, "param_groups": current["param_groups"]})
         self._scheduler.last_epoch = state["scheduler"]["last_epoch"]
-        for group, base_lr, factor in zip(self._optimizer.param_groups, self._scheduler.base_lrs, self._scheduler.lr_lambdas):
+        for group, base_lr, factor in zip(
+            self._optimizer.param_groups, self._scheduler.base_lrs, self._scheduler.lr_lambdas, strict=True
+        ):
             group["lr"] = base_lr * factor(self._scheduler.last_epoch)

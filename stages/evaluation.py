@@ -28,22 +28,42 @@ class EvaluationSettings(Protocol):
 
 
 def run_evaluation(
-    config: EvaluationSettings, ppo: PPOConfig, model: ModelConfig, prompts: Path, terms: list[RewardTerm],
-    sft: Path | None, policy: Path | None, reward_model: Path | None, context: StageContext,
+    config: EvaluationSettings,
+    ppo: PPOConfig,
+    model: ModelConfig,
+    prompts: Path,
+    terms: list[RewardTerm],
+    sft: Path | None,
+    policy: Path | None,
+    reward_model: Path | None,
+    context: StageContext,
 ) -> Table:
-    """Metrics of each policy that exists, as {"base": {"judge": {"value", "standard_error", "n"}, ...}, "sft": ..., "ppo": ...}.
+    """Metrics of each policy that exists: {"base" | "sft" | "ppo": {metric: {"value", "standard_error", "n"}}}.
 
     KL is measured to the SFT model. The prompts follow those by which PPO chose its best policy, where the file
     has enough rows, so that the choice does not flatter the result.
     """
     quiet_libraries()
     builder = PPOBuilder(ppo, model, terms, sft, reward_model, context.seed)
-    sources = {"base": source_of(model.path), "sft": source_of(sft) if sft else None, "ppo": source_of(policy) if policy else None}
-    policies = {name: builder.neutral(builder.roles.reference(source)).requires_grad_(False) for name, source in sources.items() if source}
+    sources = {
+        "base": source_of(model.path),
+        "sft": source_of(sft) if sft else None,
+        "ppo": source_of(policy) if policy else None,
+    }
+    policies = {
+        name: builder.neutral(builder.roles.reference(source)).requires_grad_(False)
+        for name, source in sources.items()
+        if source
+    }
     reward, scorers = builder.reward()
     trunk = builder.trunk([builder.reference_lm, *policies.values(), *(s.classifier for s in scorers)])
     evaluator = Evaluator(
-        builder.policy(builder.reference_lm), reward, builder.sampler(context.seed + 2 * EVALUATION_SEED), builder.renderer.decode, trunk, config.batch_size
+        builder.policy(builder.reference_lm),
+        reward,
+        builder.sampler(context.seed + 2 * EVALUATION_SEED),
+        builder.renderer.decode,
+        trunk,
+        config.batch_size,
     )
     held_out = builder.prompts(prompts)
     batch = held_out.first(config.prompts, skip=max(0, min(ppo.eval_prompts, len(held_out) - config.prompts)))
@@ -72,6 +92,8 @@ def _estimates(completions: Completions, judged: list[float]) -> dict[str, Estim
     if judged:
         estimates = {"judge": Estimate.of(torch.tensor([float(v > 0.5) for v in judged])), **estimates}
     texts = completions.texts.completions
-    leave_out = torch.tensor([distinct_2([t for i, t in enumerate(texts) if i % 10 != k]) for k in range(10)], dtype=torch.float64)
+    leave_out = torch.tensor(
+        [distinct_2([t for i, t in enumerate(texts) if i % 10 != k]) for k in range(10)], dtype=torch.float64
+    )
     error = float((0.9 * (leave_out - leave_out.mean()).square().sum()).sqrt())
     return estimates | {"distinct_2": Estimate(distinct_2(texts), error, len(texts))}

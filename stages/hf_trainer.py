@@ -1,10 +1,14 @@
 """What the two stages on TRL's trainers share: arguments, logging, publishing."""
 
+import math
+import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from torch import nn
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -14,7 +18,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from stages.base import Diverged, StageContext
 from stages.models.config import ModelConfig
@@ -23,24 +26,41 @@ from stages.reward_model.config import RewardModelConfig
 from stages.sft.config import SFTConfig
 
 
-def training_arguments(config: SFTConfig | RewardModelConfig, model: ModelConfig, context: StageContext, rows: int) -> dict[str, Any]:
+def training_arguments(
+    config: SFTConfig | RewardModelConfig, model: ModelConfig, context: StageContext
+) -> dict[str, Any]:
     """The arguments of transformers' Trainer that follow from a stage's section."""
     accumulation, rest = divmod(config.batch_size, config.microbatch_size)
     micro = config.microbatch_size if accumulation and not rest else config.batch_size
-    steps_per_epoch = max(1, -(-rows // config.batch_size))
     return {
-        "output_dir": str(context.folder / "checkpoints"), "seed": context.seed, "data_seed": context.seed,
-        "per_device_train_batch_size": micro, "per_device_eval_batch_size": micro,
+        "output_dir": str(context.folder / ".trainer"),
+        "seed": context.seed,
+        "data_seed": context.seed,
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": micro,
         "gradient_accumulation_steps": config.batch_size // micro,
-        "num_train_epochs": config.epochs, "max_steps": config.max_steps or round(config.epochs * steps_per_epoch),
-        "learning_rate": config.learning_rate, "lr_scheduler_type": config.lr_schedule, "warmup_steps": config.warmup_steps,
-        "weight_decay": config.weight_decay, "max_grad_norm": config.max_grad_norm, "optim": "adamw_torch",
-        "bf16": model.compute == "bfloat16", "use_cpu": not torch.cuda.is_available(),
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps or -1,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.lr_schedule,
+        "warmup_steps": config.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "optim": "adamw_torch",
+        "bf16": model.compute == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": config.gradient_checkpointing,
-        "logging_steps": config.log_every, "logging_nan_inf_filter": False,
-        "eval_strategy": "steps" if config.eval_every else "no", "eval_steps": config.eval_every or None,
-        "save_strategy": "steps" if config.checkpoint_every else "no", "save_steps": config.checkpoint_every or 500,
-        "save_total_limit": config.keep_checkpoints, "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False,
+        "remove_unused_columns": False,  # the collators read what they need; the sampler reads `length`
+        "train_sampling_strategy": "group_by_length" if config.group_by_length else "random",
+        "logging_steps": config.log_every,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps" if config.eval_every else "no",
+        "eval_steps": config.eval_every or None,
+        "save_strategy": "steps" if config.checkpoint_every else "no",
+        "save_steps": config.checkpoint_every or 500,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
     }
 
 
@@ -51,17 +71,36 @@ class TrackerCallback(TrainerCallback):
         self._context, self._stage, self._names, self._shown = context, stage, names, shown
         self._progress: Progress | None = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._progress = Progress(self._stage, state.max_steps, state.global_step)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if not torch.stack([g.isfinite().all() for g in gradients]).all():
+            self._diverged("a gradient", state.global_step + 1)
+
+    def _diverged(self, what: str, step: int) -> NoReturn:
+        raise Diverged(
+            f"[TRAIN01] {self._stage} step {step}: {what} is not finite; fix: lower {self._stage}.learning_rate"
+        )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         metrics = {self._names[k]: float(v) for k, v in (logs or {}).items() if k in self._names}
-        for name in ("loss", "grad_norm"):
-            value = (logs or {}).get(name)
-            if value is not None and not torch.isfinite(torch.tensor(float(value))):
-                raise Diverged(f"[TRAIN01] {self._stage} step {state.global_step}: {name} is {value}; fix: lower {self._stage}.learning_rate")
         if not metrics:
             return
+        if not all(math.isfinite(value) for value in metrics.values()):
+            self._diverged(next(name for name, value in metrics.items() if not math.isfinite(value)), state.global_step)
         self._context.tracker.log(metrics, state.global_step)
         if self._progress is not None:
             shown = {k.partition("/")[2]: v for k, v in metrics.items() if k in self._shown}
@@ -73,13 +112,26 @@ def silence(trainer: Trainer) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
+class SealedCheckpoints(TrainerCallback):
+    """Hands every checkpoint of the trainer to our own store, which seals it before it counts."""
+
+    def __init__(self, context: StageContext):
+        self._context = context
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        copy = partial(shutil.copytree, written, dirs_exist_ok=True)
+        self._context.checkpoints.save(state.global_step, copy)
+        shutil.rmtree(written)
+
+
 def checkpoint_to_resume(context: StageContext) -> str | None:
-    """The trainer's newest own checkpoint, if the stage was interrupted."""
-    folder = context.folder / "checkpoints"
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if found:
-        print(f"resuming from {found}", flush=True)
-    return found
+    """The newest sealed checkpoint, if the stage was interrupted."""
+    found = context.checkpoints.latest()
+    if found is None:
+        return None
+    print(f"resuming from {found[1]}", flush=True)
+    return str(found[1])
 
 
 def publish(model: Any, tokenizer: PreTrainedTokenizerBase, final: Path) -> None:

@@ -18,7 +18,11 @@ class Progress:
         filled = round(20 * step / self._total)
         values = "  ".join(f"{name} {value:.3g}" for name, value in numbers.items())
         bar = "#" * filled + "-" * (20 - filled)
-        print(f"{self._stage} [{bar}] {step}/{self._total}  eta {clock(seconds)}  {values}", flush=True, file=sys.stdout)
+        print(
+            f"{self._stage} [{bar}] {step}/{self._total}  eta {clock(seconds)}  {values}",
+            flush=True,
+            file=sys.stdout,
+        )
 
 
 def clock(seconds: float) -> str:

@@ -38,7 +38,7 @@ class Renderer:
     def prompt(self, prompt: str | list[dict[str, str]]) -> list[int]:
         """Ids of a prompt: plain text, or messages that the assistant is to answer."""
         if isinstance(prompt, str):
-            return list(self.tokenizer(prompt).input_ids)
+            return self._opened(prompt)
         return self._template(prompt, add_generation_prompt=True)
 
     def completion(self, text: str) -> list[int]:
@@ -47,7 +47,7 @@ class Renderer:
 
     def decode(self, completions: Tensor, mask: Tensor) -> list[str]:
         """Texts of sampled completions [B, T] up to their stop tokens, which are left out."""
-        rows = (ids[m].tolist() for ids, m in zip(completions, mask))
+        rows = (ids[m].tolist() for ids, m in zip(completions, mask, strict=True))
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
     def demonstration(self, row: Row) -> Rendered:
@@ -56,8 +56,15 @@ class Renderer:
             return self._chat(row["messages"][:-1], row["messages"][-1])
         if "completion" in row:
             return self.pair(row["prompt"], row["completion"])
-        ids = [*self.tokenizer(row["text"]).input_ids, self.tokenizer.eos_token_id]
+        ids = [*self._opened(row["text"]), self.tokenizer.eos_token_id]
         return Rendered(ids[:1], ids[1:])
+
+    def _opened(self, text: str) -> list[int]:
+        """Ids with the tokenizer's opening special tokens, without the EOS that some tokenizers append."""
+        ids = list(self.tokenizer(text).input_ids)
+        bare = self.tokenizer(text, add_special_tokens=False).input_ids
+        eos = self.tokenizer.eos_token_id
+        return ids[:-1] if ids[-1:] == [eos] and bare[-1:] != [eos] else ids
 
     def pair(self, prompt: str | list[dict[str, str]], completion: str) -> Rendered:
         """A prompt and one completion of it, as the reward model and PPO see them."""
@@ -69,7 +76,11 @@ class Renderer:
         prompt = self.prompt(context)
         whole = self._template([*context, answer], add_generation_prompt=False)
         if whole[: len(prompt)] != prompt:
-            raise InputError("TMPL04", "the chat template renders a prompt differently once it is answered", fix="use a template whose prompt is a prefix of the whole")
+            raise InputError(
+                "TMPL04",
+                "the chat template renders a prompt differently once it is answered",
+                fix="use a template whose prompt is a prefix of the whole",
+            )
         answered = whole[len(prompt) :]
         eos = self.tokenizer.eos_token_id
         end = max((i + 1 for i, token in enumerate(answered) if token == eos), default=len(answered))
@@ -78,8 +89,14 @@ class Renderer:
 
     def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
         if self.tokenizer.chat_template is None:
-            raise InputError("TMPL01", "the data has messages but the tokenizer has no chat_template", fix="use prompt/completion rows, or a tokenizer with a template")
-        encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True)
+            raise InputError(
+                "TMPL01",
+                "the data has messages but the tokenizer has no chat_template",
+                fix="use prompt/completion rows, or a tokenizer with a template",
+            )
+        encoded = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+        )
         return list(encoded["input_ids"])
 
 

@@ -3,7 +3,8 @@
 Every draw is a function of (seed, episode, token), whatever the batch it is made in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -75,7 +76,9 @@ class InverseCDF(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         logprobs = torch.log_softmax(scores.float() / self._temperature, dim=-1)
         cumulative = logprobs.exp().cumsum(-1)
-        draw = self._draws[:, len(self.logprobs)].to(cumulative) * cumulative[:, -1]
+        total = cumulative[:, -1]
+        # Rounded to float32, a number just below 1 would reach the total and fall past the last likely token.
+        draw = torch.minimum(self._draws[:, len(self.logprobs)].to(total) * total, torch.nextafter(total, -total))
         chosen = torch.searchsorted(cumulative, draw.unsqueeze(1), right=True).clamp(max=scores.shape[1] - 1)
         self.logprobs.append(logprobs.gather(1, chosen).squeeze(1))
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
@@ -92,7 +95,16 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
 class Sampler:
     """Draws completions from the full softmax at a temperature, up to a stop token or a length."""
 
-    def __init__(self, *, stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, temperature: float, seed: int, compute: str = "float32"):
+    def __init__(
+        self,
+        *,
+        stop_ids: Sequence[int],
+        pad_id: int,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        compute: str = "float32",
+    ):
         self.stop_ids = tuple(stop_ids)
         self.pad_id = pad_id
         self.max_new_tokens = max_new_tokens
@@ -107,10 +119,9 @@ class Sampler:
         device = next(lm.parameters()).device
         ids, prompt_mask = ids.to(device), prompt_mask.to(device)
         draw = InverseCDF(uniforms(self.seed, episodes, self.max_new_tokens).to(device), self.temperature)
-        with autocast(self.compute, device):
+        with autocast(self.compute, device), generating_with(lm, self._plain_greedy()):
             sampled = lm.generate(
-                input_ids=ids, attention_mask=prompt_mask.long(), logits_processor=LogitsProcessorList([draw]),
-                generation_config=self._plain_greedy(),
+                input_ids=ids, attention_mask=prompt_mask.long(), logits_processor=LogitsProcessorList([draw])
             )
         completions = torch.full((len(prompts), self.max_new_tokens), self.pad_id, device=device)
         completions[:, : sampled.shape[1] - ids.shape[1]] = sampled[:, ids.shape[1] :]
@@ -122,10 +133,22 @@ class Sampler:
         return Rollout(torch.cat([ids, completions], 1), prompt_mask, mask, stopped, torch.where(mask, logprobs, 0.0))
 
     def _plain_greedy(self) -> GenerationConfig:
-        """Greedy over the processor's choice. Values of the model's own generation config would be merged into what
-        is None here, so each that changes the distribution is set to its neutral value."""
+        """Greedy over the processor's choice, and nothing else that changes a distribution."""
         return GenerationConfig(
-            do_sample=False, max_new_tokens=self.max_new_tokens, min_new_tokens=0, num_beams=1, use_cache=True,
-            eos_token_id=list(self.stop_ids), pad_token_id=self.pad_id,
-            top_k=0, top_p=1.0, temperature=1.0, repetition_penalty=1.0, no_repeat_ngram_size=0,
+            do_sample=False,
+            max_new_tokens=self.max_new_tokens,
+            use_cache=True,
+            eos_token_id=list(self.stop_ids),
+            pad_token_id=self.pad_id,
         )
+
+
+@contextmanager
+def generating_with(lm: nn.Module, config: GenerationConfig) -> Iterator[None]:
+    """Inside, generate() sees this config alone: it would fill what is unset from the one in the model's folder."""
+    base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+    own, base.generation_config = base.generation_config, config
+    try:
+        yield
+    finally:
+        base.generation_config = own

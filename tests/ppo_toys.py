@@ -239,7 +239,9 @@ def engine(module: nn.Module, learning_rate: float, config: PPOConfig, steps: in
         module.parameters(), lr=learning_rate, eps=config.adam_eps, weight_decay=config.weight_decay
     )
     updates = steps * config.optimizer_steps // config.steps
-    return TorchEngine(module, optimizer, SCHEDULES[config.lr_schedule](updates, config.warmup_steps), config.max_grad_norm)
+    return TorchEngine(
+        module, optimizer, SCHEDULES[config.lr_schedule](updates, config.warmup_steps), config.max_grad_norm
+    )
 
 
 def assemble(problem: Problem, lm: nn.Module, classifier: nn.Module, config: PPOConfig, seed: int) -> Toy:
@@ -250,7 +252,12 @@ def assemble(problem: Problem, lm: nn.Module, classifier: nn.Module, config: PPO
     adaptive = config.kl_controller == "adaptive"
     demonstrations = [Rendered(p, [1, STOP]) for p in problem.prompts]
     ptx = PretrainingMix(
-        demonstrations, batch_size=config.ptx_batch_size, coef=config.ptx_coef, seed=seed, pad_id=STOP, compute="float32"
+        demonstrations,
+        batch_size=config.ptx_batch_size,
+        coef=config.ptx_coef,
+        seed=seed,
+        pad_id=STOP,
+        compute="float32",
     )
     trainer = PPOTrainer(
         config=config,
@@ -263,7 +270,11 @@ def assemble(problem: Problem, lm: nn.Module, classifier: nn.Module, config: PPO
         score_rule=ScoreRule(config.missing_eos, config.reward_clip, moments),
         kl=AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon) if adaptive else FixedKL(config.kl_coef),
         sampler=Sampler(
-            stop_ids=[STOP], pad_id=STOP, max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed
+            stop_ids=[STOP],
+            pad_id=STOP,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            seed=seed,
         ),
         decode=decode,
         trunk=NoTrunk(),

@@ -43,7 +43,8 @@ def toy_config(architecture: str, **changes: Any) -> PreTrainedConfig:
     """A config of two layers and width 32 whose special ids are those of the toy tokenizer."""
     ids = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "vocab_size": VOCABULARY}
     if architecture == "gpt2":
-        return GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3, **ids | changes)
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.3}
+        return GPT2Config(**sizes | ids | changes)
     wide = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     rest = {"max_position_embeddings": 128, "initializer_range": 0.3, **wide, **ids, **changes}
     if architecture == "llama":
@@ -77,7 +78,9 @@ def toy_tokenizer(**changes: Any) -> PreTrainedTokenizerFast:
 
 def bare_tokenizer(tokens: Sequence[str], special: Sequence[str] = (), **roles: str) -> PreTrainedTokenizerFast:
     """A tokenizer of exactly these tokens, of which `special` are special, with the given special roles."""
-    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token=roles.get("unk_token", tokens[0])))
+    tokenizer = Tokenizer(
+        models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token=roles.get("unk_token", tokens[0]))
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(list(special))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)

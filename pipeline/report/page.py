@@ -196,9 +196,7 @@ def _completion(row: Row) -> Completion:
     known = [(name, digits) for name, digits in SCORED if row.get(name) is not None]
     facts = tuple((UNITS.get(name, name), table.number(row[name], digits)) for name, digits in known)
     # The space that joins prompt and completion belongs to the completion; here it would only indent.
-    return Completion(
-        _text(row.get("completion")).removeprefix(" "), facts, cut_off=row.get("stopped") is False
-    )
+    return Completion(_text(row.get("completion")).removeprefix(" "), facts, cut_off=row.get("stopped") is False)
 
 
 def _text(value: Any) -> str:

@@ -115,9 +115,7 @@ def _draw_curve(axes: "Axes", curve: Curve, series: Series, index: int, stage: S
         axes.plot(thin.steps, thin.values, color=colour, alpha=0.25, linewidth=0.8)
     shown = _thinned(_running_mean(series) if smooth else series)
     marker = "o" if len(shown.steps) == 1 else ""
-    axes.plot(
-        shown.steps, shown.values, color=colour, linestyle=DASHES[index], marker=marker, label=curve.label
-    )
+    axes.plot(shown.steps, shown.values, color=colour, linestyle=DASHES[index], marker=marker, label=curve.label)
 
 
 def _draw_areas(axes: "Axes", curves: Sequence[tuple[Curve, Series]]) -> None:
@@ -152,9 +150,7 @@ def _draw_frontier(stage: StageRecord) -> "Figure":
         bar.outline.set_visible(False)
     if held_out:
         _, x, y = zip(*held_out, strict=True)
-        axes.plot(
-            x, y, color=SERIES[1], linewidth=0.9, linestyle=DASHES[1], marker="D", label="held out", zorder=3
-        )
+        axes.plot(x, y, color=SERIES[1], linewidth=0.9, linestyle=DASHES[1], marker="D", label="held out", zorder=3)
     _legend(figure, [axes])
     return figure
 

@@ -81,8 +81,7 @@ def stage_line(results: Mapping[str, Any]) -> str:
     stages = section(results, "stages")
     costs = [(title, section(stages, stage)) for stage, title in STAGES.items() if stage in stages]
     return "\n".join(
-        f"{title}: {duration(cost.get('seconds'))}, {memory(cost.get('peak_bytes'))} peak"
-        for title, cost in costs
+        f"{title}: {duration(cost.get('seconds'))}, {memory(cost.get('peak_bytes'))} peak" for title, cost in costs
     )
 
 

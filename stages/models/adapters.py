@@ -22,11 +22,19 @@ def peft_config(tuning: TuningConfig, model: PreTrainedModel, task: TaskType) ->
     """
     layers = len(decoder_layers(model))
     if tuning.top_layers is not None and tuning.top_layers > layers:
-        raise InputError("TUNE02", f"tuning.top_layers is {tuning.top_layers}, the model has {layers} layers", fix=f"top_layers <= {layers}")
+        raise InputError(
+            "TUNE02",
+            f"tuning.top_layers is {tuning.top_layers}, the model has {layers} layers",
+            fix=f"top_layers <= {layers}",
+        )
     chosen = None if tuning.top_layers is None else list(range(layers - tuning.top_layers, layers))
     return LoraConfig(
-        task_type=task, r=tuning.r, lora_alpha=tuning.alpha, lora_dropout=tuning.dropout,
-        target_modules=_targets(tuning, model), layers_to_transform=chosen,
+        task_type=task,
+        r=tuning.r,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=_targets(tuning, model),
+        layers_to_transform=chosen,
         fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in model.modules()),
         modules_to_save=["score"] if task is TaskType.SEQ_CLS else None,
     )
@@ -45,7 +53,11 @@ def _targets(tuning: TuningConfig, model: PreTrainedModel) -> list[str]:
         for candidates in QUERY_AND_VALUE:
             if set(candidates) <= names:
                 return list(candidates)
-        raise InputError("TUNE01", f"no query and value projections known for {type(model).__name__}", fix=f"set tuning.targets to some of {sorted(linear)}")
+        raise InputError(
+            "TUNE01",
+            f"no query and value projections known for {type(model).__name__}",
+            fix=f"set tuning.targets to some of {sorted(linear)}",
+        )
     return tuning.targets
 
 
@@ -66,7 +78,11 @@ def load_adapter_weights(model: PeftModel, folder: Path) -> None:
     found = load_peft_weights(str(folder), device="cpu")
     missing = [name for name in own if "lora_" in name and name not in found]
     if missing or not found:
-        raise InputError("PEFT02", f"{folder} holds {len(found)} tensors and lacks {len(missing)} of the adapter, such as {missing[:1]}", fix="train that stage again")
+        raise InputError(
+            "PEFT02",
+            f"{folder} holds {len(found)} tensors and lacks {len(missing)} of the adapter, such as {missing[:1]}",
+            fix="train that stage again",
+        )
     set_peft_model_state_dict(model, own | {name: tensor for name, tensor in found.items() if name in own})
 
 
@@ -74,7 +90,9 @@ def same_shape(tuning: TuningConfig, model: PreTrainedModel, folder: Path) -> bo
     """Whether the adapter at `folder` has the shape that `tuning` asks for, so that a stage can continue it."""
     wanted, found = peft_config(tuning, model, TaskType.CAUSAL_LM), LoraConfig.from_pretrained(str(folder))
     keys = ("r", "lora_alpha", "layers_to_transform")
-    return set(wanted.target_modules) == set(found.target_modules) and all(getattr(wanted, k) == getattr(found, k) for k in keys)
+    return set(wanted.target_modules) == set(found.target_modules) and all(
+        getattr(wanted, k) == getattr(found, k) for k in keys
+    )
 
 
 def load_frozen_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

@@ -17,6 +17,12 @@ class ModelConfig(Settings):
     trust_remote_code: bool = False
     """Run Python code shipped with the model. Off unless you have read that code."""
 
+    @model_validator(mode="after")
+    def _one_precision(self) -> "ModelConfig":
+        if self.dtype == "bfloat16" and self.compute != "bfloat16":
+            raise ValueError("dtype: bfloat16 needs compute: bfloat16")
+        return self
+
 
 class TuningConfig(Settings):
     method: Literal["full", "lora"] = "full"

@@ -1,4 +1,6 @@
-"""Roles as modules: a policy gives log-probabilities, a scorer gives scalars. Axes: B, P prompt, T completion, S = P + T.
+"""Roles as modules: a policy gives log-probabilities, a scorer gives scalars.
+
+Axes: B batch, P prompt, T completion, S = P + T.
 
 `logits[:, P-1+t]` predict completion token t, and `values[:, t]` belong to the state before it: both are read from
 the hidden states `[:, P-1:-1]`. Reading one column further right would score the state after the token.
@@ -8,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from stages.models.precision import autocast
@@ -24,7 +27,10 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 def hidden_states(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Last hidden states [B, S, H], with positions counted from the mask (GPT-2 needs them under left padding)."""
     output = inner_model(model)(
-        input_ids=ids, attention_mask=attention_mask.long(), position_ids=position_ids(attention_mask), use_cache=False
+        input_ids=ids,
+        attention_mask=attention_mask.long(),
+        position_ids=position_ids(attention_mask),
+        use_cache=False,
     )
     return output.last_hidden_state
 
@@ -53,10 +59,10 @@ class PolicyModel(nn.Module):
         width = mask.shape[1]
         with autocast(self.compute, ids.device):
             hidden = hidden_states(self.lm, ids, attention_mask)[:, -width - 1 : -1][mask]
-            chunks = zip(hidden.split(CHUNK_TOKENS), ids[:, -width:][mask].split(CHUNK_TOKENS))
+            chunks = zip(hidden.split(CHUNK_TOKENS), ids[:, -width:][mask].split(CHUNK_TOKENS), strict=True)
             parts = [self._chunk(h, targets, with_entropy) for h, targets in chunks]
         filled = torch.zeros(mask.shape, dtype=torch.float32, device=ids.device)
-        return TokenScores(*(filled.masked_scatter(mask, torch.cat(column)) for column in zip(*parts)))
+        return TokenScores(*(filled.masked_scatter(mask, torch.cat(column)) for column in zip(*parts, strict=True)))
 
     def _chunk(self, hidden: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():
@@ -64,18 +70,22 @@ class PolicyModel(nn.Module):
         return self._token_scores(hidden, targets, with_entropy)
 
     def _token_scores(self, hidden: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
-        logits = self.logits(hidden).float() / self.temperature
-        total = logits.logsumexp(-1)
-        logprobs = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - total
-        entropy = total - (logits.softmax(-1) * logits).sum(-1) if with_entropy else torch.zeros_like(total)
-        return logprobs, entropy
+        logits = self.logits(hidden).float().div_(self.temperature)
+        # Cross-entropy is log-softmax and gather in one: half the passes over [N, V] of writing them out.
+        logprobs = -functional.cross_entropy(logits, targets, reduction="none")
+        if not with_entropy:
+            return logprobs, torch.zeros_like(logprobs)
+        log_pi = torch.log_softmax(logits, dim=-1)
+        return logprobs, -(log_pi.exp() * log_pi).sum(-1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output layer with the scaling and capping that some architectures put after it."""
         lm = self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
         config = lm.config.get_text_config()
         logits = lm.get_output_embeddings()(hidden)
-        logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        for factor in ("logit_scale", "lm_head_multiplier"):
+            logits = logits * (getattr(config, factor, None) or 1.0)
+        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

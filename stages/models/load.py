@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -55,7 +57,11 @@ def convert_gguf(file: Path) -> str:
     Raises InputError PATH01 when there is no such file.
     """
     if not file.is_file():
-        raise InputError("PATH01", f"model.path '{file}' is no file here", fix="correct model.path, or run the prepare script")
+        raise InputError(
+            "PATH01",
+            f"model.path '{file}' is no file here",
+            fix="correct model.path, or run the prepare script",
+        )
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     folder = cache_folder() / f"{file.stem}-{digest[:12]}"
@@ -69,8 +75,18 @@ def convert_gguf(file: Path) -> str:
     aside = folder.with_name(f".{folder.name}-{os.getpid()}")
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(aside)
     model.save_pretrained(aside)
-    os.rename(aside, folder)
-    return str(folder)
+    return str(put_in_place(aside, folder))
+
+
+def put_in_place(aside: Path, folder: Path) -> Path:
+    """Rename a finished folder to its name; one that another process put there first is as good."""
+    try:
+        os.rename(aside, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(aside)
+    return folder
 
 
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -81,7 +97,11 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
     """
     tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
-        raise InputError("TOK03", f"the tokenizer of '{source.folder}' has no eos_token", fix="set eos_token in tokenizer_config.json")
+        raise InputError(
+            "TOK03",
+            f"the tokenizer of '{source.folder}' has no eos_token",
+            fix="set eos_token in tokenizer_config.json",
+        )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = _padding_token(tokenizer)
     return tokenizer
@@ -92,10 +112,8 @@ def _padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
     unwanted = {tokenizer.eos_token, tokenizer.bos_token}
     named = [t for t in ("<|pad|>", "<pad>", "[PAD]", tokenizer.unk_token) if t and t in tokenizer.get_vocab()]
     special = [str(t) for t in tokenizer.added_tokens_decoder.values()]
-    for token in (*named, *special):
-        if token not in unwanted:
-            return token
-    return tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
+    last_words = (tokenizer.convert_ids_to_tokens(i) for i in reversed(range(len(tokenizer))))
+    return next(token for token in chain(named, special, last_words) if token not in unwanted)
 
 
 def load_causal_lm(base: str, dtype: str = "float32", trust_remote_code: bool = False) -> PreTrainedModel:
@@ -103,7 +121,9 @@ def load_causal_lm(base: str, dtype: str = "float32", trust_remote_code: bool = 
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
     except OSError as error:
-        raise InputError("PATH01", f"no model at '{base}' ({str(error).splitlines()[0]})", fix="correct model.path") from error
+        raise InputError(
+            "PATH01", f"no model at '{base}' ({str(error).splitlines()[0]})", fix="correct model.path"
+        ) from error
     return disable_dropout(model.eval())
 
 
@@ -127,8 +147,13 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
 def neutral_generation_config(stops: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Plain sampling from the full softmax: what PPO trains is what the saved model does."""
     return GenerationConfig(
-        do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
-        eos_token_id=list(stops), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+        eos_token_id=list(stops),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
     )
 
 

@@ -6,6 +6,8 @@ four roles cost little more than one.
 """
 
 import copy
+import hashlib
+import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -18,7 +20,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from stages.base import InputError
 from stages.models.adapters import attach_adapter, load_frozen_adapter, same_shape
 from stages.models.config import ModelConfig, TuningConfig
-from stages.models.load import ModelSource, disable_dropout, load_causal_lm, load_tokenizer
+from stages.models.load import (
+    DTYPES,
+    ModelSource,
+    disable_dropout,
+    load_causal_lm,
+    load_tokenizer,
+    put_in_place,
+)
 
 
 def share(model: nn.Module) -> nn.Module:
@@ -58,11 +67,19 @@ class Roles:
             return source
         if same_shape(tuning, self.frozen_base(source.base), source.adapter):
             return source
-        folder = source.adapter.parent / "merged"
-        if not (folder / "config.json").is_file():
-            self._merged(source, trainable=False).save_pretrained(folder)
-            load_tokenizer(source, self._model.trust_remote_code).save_pretrained(folder)
-        return ModelSource(str(folder))
+        return ModelSource(str(self._merged_folder(source)))
+
+    def _merged_folder(self, source: ModelSource) -> Path:
+        """`merged-<digest of the adapter>` beside the adapter; it has its name only once it is complete."""
+        weights = source.adapter / "adapter_model.safetensors"
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+        folder = source.adapter.parent / f"merged-{digest}"
+        if folder.is_dir():
+            return folder
+        aside = folder.with_name(f".{folder.name}-{os.getpid()}")
+        self._merged(source, trainable=False).save_pretrained(aside)
+        load_tokenizer(source, self._model.trust_remote_code).save_pretrained(aside)
+        return put_in_place(aside, folder)
 
     def _merged(self, source: ModelSource, trainable: bool) -> PreTrainedModel:
         """Whole float32 weights of a source in tensors of their own."""
@@ -82,7 +99,9 @@ class Roles:
         classifier, adapter = self._headless(source, tuning, pad_token_id)
         return classifier if tuning.method == "full" else attach_adapter(classifier, tuning, TaskType.SEQ_CLS, adapter)
 
-    def _headless(self, source: ModelSource, tuning: TuningConfig, pad_token_id: int) -> tuple[PreTrainedModel, Path | None]:
+    def _headless(
+        self, source: ModelSource, tuning: TuningConfig, pad_token_id: int
+    ) -> tuple[PreTrainedModel, Path | None]:
         """A classifier with a zero head, and the adapter it is to continue."""
         if tuning.method == "full":
             return with_scalar_head(self._merged(source, trainable=True), pad_token_id), None
@@ -105,7 +124,8 @@ class Roles:
             return PeftModel.from_pretrained(classifier, str(source.adapter)).merge_and_unload().requires_grad_(True)
         if source.adapter is None or not same_shape(tuning, self.frozen_base(source.base), source.adapter):
             raise InputError(
-                "ROLE01", f"a {tuning.method} value model cannot start from {source.folder}: adapters of another shape",
+                "ROLE01",
+                f"a {tuning.method} value model cannot start from {source.folder}: adapters of another shape",
                 fix="give ppo.tuning the values of reward_model.tuning",
             )
         classifier = with_scalar_head(self.frozen_base(source.base), None)
@@ -116,11 +136,17 @@ def with_scalar_head(causal_lm: PreTrainedModel, pad_token_id: int | None) -> Pr
     """A sequence-classification model with one label over the tensors of a causal model, its head zero and float32."""
     config = copy.deepcopy(causal_lm.config)
     config.num_labels = 1
-    config.get_text_config().pad_token_id = pad_token_id if pad_token_id is not None else config.get_text_config().pad_token_id
+    config.get_text_config().pad_token_id = (
+        pad_token_id if pad_token_id is not None else config.get_text_config().pad_token_id
+    )
     with torch.device("meta"):
         classifier = AutoModelForSequenceClassification.from_config(config)
     if not hasattr(classifier, "score"):
-        raise InputError("RM03", f"{type(classifier).__name__} has no `score` head", fix="use a decoder model such as Llama, Qwen2, GPT-2 or GPT-NeoX")
+        raise InputError(
+            "RM03",
+            f"{type(classifier).__name__} has no `score` head",
+            fix="use a decoder model such as Llama, Qwen2, GPT-2 or GPT-NeoX",
+        )
     setattr(classifier, classifier.base_model_prefix, getattr(causal_lm, causal_lm.base_model_prefix))
     classifier.score = nn.Linear(config.get_text_config().hidden_size, 1, bias=False)
     nn.init.zeros_(classifier.score.weight)
@@ -132,13 +158,21 @@ def load_classifier(folder: str, dtype: str) -> PreTrainedModel:
 
     Raises InputError RM01 when it gives more than one value per text.
     """
-    from stages.models.load import DTYPES
-
-    model, report = AutoModelForSequenceClassification.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True)
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=DTYPES[dtype], output_loading_info=True
+    )
     if model.config.num_labels != 1:
-        raise InputError("RM01", f"the head of {folder} gives {model.config.num_labels} values per text, need 1", fix="train a reward model with num_labels=1")
+        raise InputError(
+            "RM01",
+            f"the head of {folder} gives {model.config.num_labels} values per text, need 1",
+            fix="train a reward model with num_labels=1",
+        )
     if report["missing_keys"]:
-        raise InputError("RM04", f"{folder} has no weights for {sorted(report['missing_keys'])}", fix="give the final/ folder of a reward_model stage")
+        raise InputError(
+            "RM04",
+            f"{folder} has no weights for {sorted(report['missing_keys'])}",
+            fix="give the final/ folder of a reward_model stage",
+        )
     model.score = model.score.float()
     return disable_dropout(model.eval())
 

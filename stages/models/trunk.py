@@ -74,14 +74,14 @@ class FrozenTrunk(NoTrunk):
         self._parts = []
         try:
             yield
-            self._states = torch.cat(self._parts)
+            self._states = torch.cat(self._parts) if self._parts else None
         finally:
             self._parts = None
 
     @contextmanager
     def rows(self, rows: Tensor | slice) -> Iterator[None]:
         """Inside, attached models given these rows of the recorded rollout start from their recorded states."""
-        self._replayed = self._states[rows]
+        self._replayed = None if self._states is None else self._states[rows]
         try:
             yield
         finally:

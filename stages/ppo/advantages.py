@@ -23,7 +23,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     `delta_t = r_t + gamma V_{t+1} - V_t`;  `A_t = delta_t + gamma lam A_{t+1}`;  `G_t = A_t + V_t`.
     Nothing follows the last token: V and A are 0 after it, whether it stopped or was cut off.
     """
-    rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
+    values = torch.where(mask, values, 0.0)
     advantages = torch.zeros_like(values)
     next_value = next_advantage = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -44,17 +45,34 @@ class Completions:
 
     def rows(self) -> list[dict[str, Any]]:
         """One plain row per completion."""
-        columns = zip(self.texts.prompts, self.texts.completions, self.scores, self.kl, self.lengths, self.stopped, strict=True)
+        columns = zip(
+            self.texts.prompts,
+            self.texts.completions,
+            self.scores,
+            self.kl,
+            self.lengths,
+            self.stopped,
+            strict=True,
+        )
         return [
-            {"prompt": p, "completion": c, "score": float(s), "kl": float(k), "length": int(n), "stopped": bool(e)}
+            {
+                "prompt": p,
+                "completion": c,
+                "score": float(s),
+                "kl": float(k),
+                "length": int(n),
+                "stopped": bool(e),
+            }
             for p, c, s, k, n, e in columns
         ]
 
     def summary(self) -> dict[str, Estimate]:
         """score, kl (nats per completion), length (tokens) and stopped_fraction."""
         return {
-            "score": Estimate.of(self.scores), "kl": Estimate.of(self.kl),
-            "length": Estimate.of(self.lengths), "stopped_fraction": Estimate.of(self.stopped),
+            "score": Estimate.of(self.scores),
+            "kl": Estimate.of(self.kl),
+            "length": Estimate.of(self.lengths),
+            "stopped_fraction": Estimate.of(self.stopped),
         }
 
 
@@ -76,9 +94,13 @@ class Evaluator:
         for start in range(0, len(batch.ids), self.batch_size):
             rows = slice(start, start + self.batch_size)
             columns = {name: values[rows] for name, values in batch.columns.items()}
-            parts.append(self._part(policy, PromptBatch(batch.episodes[rows], batch.ids[rows], batch.texts[rows], columns)))
+            parts.append(
+                self._part(policy, PromptBatch(batch.episodes[rows], batch.ids[rows], batch.texts[rows], columns))
+            )
         texts = Texts(
-            [p for part in parts for p in part.texts.prompts], [c for part in parts for c in part.texts.completions], batch.columns
+            [p for part in parts for p in part.texts.prompts],
+            [c for part in parts for c in part.texts.completions],
+            batch.columns,
         )
         tensors = (torch.cat([getattr(p, name) for p in parts]) for name in ("scores", "kl", "lengths", "stopped"))
         return Completions(texts, *tensors)
@@ -93,7 +115,11 @@ class Evaluator:
             texts = Texts(batch.texts, self.decode(r.completions, r.mask), batch.columns)
             scores, _ = self.reward(texts, lambda model: model.scores(r.ids, r.attention_mask))
         return Completions(
-            texts, scores.cpu(), k1(logprobs, ref_logprobs, r.mask).sum(1).cpu(), r.mask.sum(1).float().cpu(), r.stopped.float().cpu()
+            texts,
+            scores.cpu(),
+            k1(logprobs, ref_logprobs, r.mask).sum(1).cpu(),
+            r.mask.sum(1).float().cpu(),
+            r.stopped.float().cpu(),
         )
 
 
@@ -106,5 +132,5 @@ def win_rate(ours: Completions, theirs: Completions) -> dict[str, float]:
 
 def distinct_2(completions: Sequence[str]) -> float:
     """Distinct word pairs over all word pairs of all completions (arXiv 1510.03055); 1 when nothing repeats."""
-    pairs = Counter(pair for text in completions for pair in zip(text.split(), text.split()[1:]))
+    pairs = Counter(pair for text in completions for pair in pairwise(text.split()))
     return len(pairs) / max(1, pairs.total())

@@ -8,8 +8,10 @@ from torch import Tensor
 from stages.base import Diverged
 
 CAUSES = (
-    "the sampling temperature is not in the scored log-probabilities", "dropout is on",
-    "position ids do not follow the padding", "the reference is not the model that PPO starts from",
+    "the sampling temperature is not in the scored log-probabilities",
+    "dropout is on",
+    "position ids do not follow the padding",
+    "the reference is not the model that PPO starts from",
     "the completion mask is shifted",
 )
 
@@ -23,8 +25,11 @@ def require_finite(name: str, tensor: Tensor, step: int, episodes: Sequence[int]
     if not bad.any():
         return
     if tensor.shape[0] == len(episodes):
-        episodes = [e for e, row in zip(episodes, bad.reshape(len(episodes), -1).any(1)) if row]
-    raise Diverged(f"[PPO03] step {step}: {name} is not finite for episodes {list(episodes)[:8]}; fix: lower ppo.learning_rate, or see docs/metrics.md")
+        episodes = [e for e, row in zip(episodes, bad.reshape(len(episodes), -1).any(1), strict=True) if row]
+    raise Diverged(
+        f"[PPO03] step {step}: {name} is not finite for episodes {list(episodes)[:8]}; "
+        "fix: lower ppo.learning_rate, or see docs/metrics.md"
+    )
 
 
 def require_clean_start(kl: float, ratio_error: float, compute: str) -> None:
@@ -32,6 +37,6 @@ def require_clean_start(kl: float, ratio_error: float, compute: str) -> None:
     kl_limit, ratio_limit = (1e-3, 1e-3) if compute == "float32" else (2e-2, 0.5)
     if abs(kl) > kl_limit or ratio_error > ratio_limit:
         raise Diverged(
-            f"[PPO02] before the first update KL is {kl:.4g} nats (limit {kl_limit}) and a ratio is off by {ratio_error:.4g} "
-            f"(limit {ratio_limit}); possible causes: {'; '.join(CAUSES)}"
+            f"[PPO02] before the first update KL is {kl:.4g} nats (limit {kl_limit}) and a ratio is off by "
+            f"{ratio_error:.4g} (limit {ratio_limit}); possible causes: {'; '.join(CAUSES)}"
         )

@@ -14,8 +14,15 @@ from stages.ppo.state import load_state, save_state
 from stages.ppo.trainer import PPOTrainer, Step
 from stages.progress import Progress
 
-SHOWN = {"score": "objective/score", "kl": "objective/kl", "len": "rollout/length", "stopped": "rollout/stopped_fraction",
-         "rollout_s": "time/rollout", "scoring_s": "time/scoring", "update_s": "time/update"}
+SHOWN = {
+    "score": "objective/score",
+    "kl": "objective/kl",
+    "len": "rollout/length",
+    "stopped": "rollout/stopped_fraction",
+    "rollout_s": "time/rollout",
+    "scoring_s": "time/scoring",
+    "update_s": "time/update",
+}
 EVALUATION_SEED = 1_000_003  # apart from the seeds of training, so that evaluation never reuses a rollout's draws
 
 
@@ -51,7 +58,9 @@ class PPOLoop:
             self.evaluate()
         while self.trainer.finished < config.steps:
             number = self.trainer.finished
-            batch = self.prompts.shuffled(self.trainer.seed, number * config.rollout_batch_size, config.rollout_batch_size)
+            batch = self.prompts.shuffled(
+                self.trainer.seed, number * config.rollout_batch_size, config.rollout_batch_size
+            )
             step = self.trainer.step(batch)
             if number == 0:
                 require_clean_start(step.metrics["objective/kl"], step.metrics["policy/ratio_first"], self.compute)
@@ -73,15 +82,25 @@ class PPOLoop:
         progress.show(number, {name: step.metrics[path] for name, path in SHOWN.items()})
         e = step.experience
         kl = (e.logprobs - e.ref_logprobs).sum(1)
-        columns = zip(step.texts.prompts, step.texts.completions, e.scores, kl, e.mask.sum(1), e.stopped)
+        columns = zip(step.texts.prompts, step.texts.completions, e.scores, kl, e.mask.sum(1), e.stopped, strict=True)
         rows = [
-            {"prompt": p, "completion": c, "score": float(s), "kl": float(k), "length": int(n), "stopped": bool(stop)}
+            {
+                "prompt": p,
+                "completion": c,
+                "score": float(s),
+                "kl": float(k),
+                "length": int(n),
+                "stopped": bool(stop),
+            }
             for p, c, s, k, n, stop in columns
         ]
         self.context.tracker.samples(rows, number)
         if self._due(self.trainer.config.sample_every) or number == 1:
             for row in rows[:3]:
-                print(f"  score {row['score']:+.2f}  kl {row['kl']:5.1f}  {row['prompt']}|{row['completion']!r:.150}", flush=True)
+                print(
+                    f"  score {row['score']:+.2f}  kl {row['kl']:5.1f}  {row['prompt']}|{row['completion']!r:.150}",
+                    flush=True,
+                )
 
     def evaluate(self) -> None:
         """Score the policy (or its average) on held-out prompts, and keep it if it is the best so far."""
@@ -103,8 +122,9 @@ class PPOLoop:
         metrics |= {f"eval/{name}": value for name, value in win_rate(ours, self._reference).items()}
         self.context.tracker.log(metrics | {"time/eval": perf_counter() - start}, self.trainer.finished)
         print(
-            f"held-out at step {self.trainer.finished}: score {score:+.3f}  kl {kl:.2f}  length {summary['length'].value:.1f}  "
-            f"wins {metrics['eval/win_rate']:.0%} against the reference", flush=True,
+            f"held-out at step {self.trainer.finished}: score {score:+.3f}  kl {kl:.2f}  "
+            f"length {summary['length'].value:.1f}  wins {metrics['eval/win_rate']:.0%} against the reference",
+            flush=True,
         )
 
     def finish(self) -> StageResult:
@@ -117,7 +137,10 @@ class PPOLoop:
         else:
             with self.trainer.averaged():
                 self.publish(final)
-        headline = {"steps": self.trainer.finished, "best_step": self.best.step if self.best.step >= 0 else self.trainer.finished}
+        headline = {
+            "steps": self.trainer.finished,
+            "best_step": self.best.step if self.best.step >= 0 else self.trainer.finished,
+        }
         if self.best.step >= 0:
             headline |= {"score": self.best.score, "kl": self.best.kl}
         return StageResult(final, (final / "adapter_config.json").is_file(), headline)

@@ -1,6 +1,7 @@
 """PPO's losses per token, to be summed and divided by the tokens of the optimizer step. Axes: B batch, T tokens.
 
-Every function selects with the mask before it computes, so masked slots may hold anything, NaN included.
+Masked slots may hold anything, NaN included: `log_ratio` selects with the mask before anything is computed, and so do
+the functions that take other tensors; where they take a log-ratio, it has to come from `log_ratio`.
 """
 
 import torch

@@ -36,20 +36,36 @@ from stages.rollout import Sampler
 
 
 def run_ppo(
-    config: PPOConfig, model: ModelConfig, prompts: Path, eval_prompts: Path | None, demonstrations: Path | None,
-    terms: list[RewardTerm], sft: Path | None, reward_model: Path | None, context: StageContext,
+    config: PPOConfig,
+    model: ModelConfig,
+    prompts: Path,
+    eval_prompts: Path | None,
+    demonstrations: Path | None,
+    terms: list[RewardTerm],
+    sft: Path | None,
+    reward_model: Path | None,
+    context: StageContext,
 ) -> StageResult:
     """Train the SFT model by PPO on the reward terms and write the best policy to `context.folder / "final"`."""
     quiet_libraries()
     builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed)
     trainer = builder.trainer(demonstrations)
     evaluator = Evaluator(
-        trainer.reference, trainer.reward, builder.sampler(context.seed + EVALUATION_SEED), builder.renderer.decode, trainer.trunk,
+        trainer.reference,
+        trainer.reward,
+        builder.sampler(context.seed + EVALUATION_SEED),
+        builder.renderer.decode,
+        trainer.trunk,
         config.rollout_batch_size,
     )
     loop = PPOLoop(
-        trainer=trainer, prompts=builder.prompts(prompts), held_out=builder.prompts(eval_prompts) if eval_prompts else None,
-        context=context, publish=builder.publish, compute=model.compute, evaluator=evaluator,
+        trainer=trainer,
+        prompts=builder.prompts(prompts),
+        held_out=builder.prompts(eval_prompts) if eval_prompts else None,
+        context=context,
+        publish=builder.publish,
+        compute=model.compute,
+        evaluator=evaluator,
     )
     return loop.run()
 
@@ -57,8 +73,17 @@ def run_ppo(
 class PPOBuilder:
     """Makes every object of the stage, once."""
 
-    def __init__(self, config: PPOConfig, model: ModelConfig, terms: list[RewardTerm], sft: Path | None, reward_model: Path | None, seed: int):
+    def __init__(
+        self,
+        config: PPOConfig,
+        model: ModelConfig,
+        terms: list[RewardTerm],
+        sft: Path | None,
+        reward_model: Path | None,
+        seed: int,
+    ):
         self.config, self.model, self.terms, self.seed = config, model, terms, seed
+        torch.manual_seed(seed)  # new adapters are random
         self.roles = Roles(model)
         self.start = self.roles.adaptable(source_of(sft or model.path), config.tuning)
         self.reward_folder = reward_model
@@ -91,13 +116,25 @@ class PPOBuilder:
         reward, scorers = self.reward()
         value = self.value()
         return PPOTrainer(
-            config=config, policy=self.engine(self.policy(self.policy_lm), config.learning_rate, config.steps - config.critic_warmup_steps),
+            config=config,
+            policy=self.engine(
+                self.policy(self.policy_lm), config.learning_rate, config.steps - config.critic_warmup_steps
+            ),
             value=self.engine(value, config.value_learning_rate or config.learning_rate, config.steps),
-            reference=self.policy(self.reference_lm).requires_grad_(False), reward=reward,
-            score_rule=ScoreRule(config.missing_eos, config.reward_clip, RunningMoments() if config.score_normalisation == "running" else None),
-            kl=AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon) if config.kl_controller == "adaptive" else FixedKL(config.kl_coef),
-            sampler=self.sampler(self.seed), decode=self.renderer.decode, 
-            trunk=self.trunk([self.policy_lm, self.reference_lm, *(m.classifier for m in (value, *scorers))]), seed=self.seed,
+            reference=self.policy(self.reference_lm).requires_grad_(False),
+            reward=reward,
+            score_rule=ScoreRule(
+                config.missing_eos,
+                config.reward_clip,
+                RunningMoments() if config.score_normalisation == "running" else None,
+            ),
+            kl=AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+            if config.kl_controller == "adaptive"
+            else FixedKL(config.kl_coef),
+            sampler=self.sampler(self.seed),
+            decode=self.renderer.decode,
+            trunk=self.trunk([self.policy_lm, self.reference_lm, *(m.classifier for m in (value, *scorers))]),
+            seed=self.seed,
             ptx=self.ptx(demonstrations) if config.ptx_coef else None,
             ema=EMA(self.policy_lm, config.ema_decay) if config.ema_decay else None,
         )
@@ -107,34 +144,60 @@ class PPOBuilder:
 
     def sampler(self, seed: int) -> Sampler:
         return Sampler(
-            stop_ids=self.stops, pad_id=self.tokenizer.pad_token_id, max_new_tokens=self.config.max_new_tokens,
-            temperature=self.config.temperature, seed=seed, compute=self.model.compute,
+            stop_ids=self.stops,
+            pad_id=self.tokenizer.pad_token_id,
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            seed=seed,
+            compute=self.model.compute,
         )
 
     def engine(self, module: nn.Module, learning_rate: float, steps: int) -> TorchEngine:
         config = self.config
         updates = max(1, steps * config.optimizer_steps // config.steps)
         optimizer = torch.optim.AdamW(
-            list(trainable(module)), lr=learning_rate, eps=config.adam_eps, weight_decay=config.weight_decay, betas=(0.9, 0.999)
+            list(trainable(module)),
+            lr=learning_rate,
+            eps=config.adam_eps,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.999),
         )
-        return TorchEngine(module, optimizer, SCHEDULES[config.lr_schedule](updates, config.warmup_steps), config.max_grad_norm)
+        return TorchEngine(
+            module,
+            optimizer,
+            SCHEDULES[config.lr_schedule](updates, config.warmup_steps),
+            config.max_grad_norm,
+        )
 
     def reward(self) -> tuple[RewardMixture, list[ScoreModel]]:
         """The reward, and the reward models in it."""
-        parts = [self._model_term(t) if t.model else FunctionTerm(t.name, t.weight, resolve(t.function), t.arguments) for t in self.terms]
+        parts = [
+            self._model_term(t) if t.model else FunctionTerm(t.name, t.weight, resolve(t.function), t.arguments)
+            for t in self.terms
+        ]
         return RewardMixture(parts), [p.model for p in parts if isinstance(p, ModelTerm)]
 
     def _model_term(self, term: RewardTerm) -> ModelTerm:
         final = self.reward_folder if term.model == "reward_model" else Path(term.model)
         if final is None:
-            raise InputError("STAGE03", "the reward has a model term but there is no reward_model stage", fix="enable reward_model, or use a function term")
+            raise InputError(
+                "STAGE03",
+                "the reward has a model term but there is no reward_model stage",
+                fix="enable reward_model, or use a function term",
+            )
         source = source_of(final)
         if not same_tokenizer(self.tokenizer, load_tokenizer(source)):
-            raise InputError("RM02", f"the tokenizer of {final} differs from the policy's", fix="train the reward model from the same base")
+            raise InputError(
+                "RM02",
+                f"the tokenizer of {final} differs from the policy's",
+                fix="train the reward model from the same base",
+            )
         statistics = RewardStatistics.load(final)
         raw = ScoreModel(self.roles.reward_model(source).to(device()), compute=self.model.compute).eval()
         verify_probes(raw, statistics, final, self.tokenizer.pad_token_id)
-        scorer = ScoreModel(raw.classifier, statistics.mean, statistics.std if term.standardise else 1.0, self.model.compute)
+        scorer = ScoreModel(
+            raw.classifier, statistics.mean, statistics.std if term.standardise else 1.0, self.model.compute
+        )
         return ModelTerm(term.name, term.weight, scorer.eval().requires_grad_(False))
 
     def value(self) -> ScoreModel:
@@ -145,7 +208,12 @@ class PPOBuilder:
             return ScoreModel(head.to(device()), compute=self.model.compute).eval()
         statistics = RewardStatistics.load(self.reward_folder)
         classifier = self.roles.value_from_reward_model(source_of(self.reward_folder), self.config.tuning)
-        return ScoreModel(classifier.to(device()), statistics.mean, statistics.std if learned[0].standardise else 1.0, self.model.compute).eval()
+        return ScoreModel(
+            classifier.to(device()),
+            statistics.mean,
+            statistics.std if learned[0].standardise else 1.0,
+            self.model.compute,
+        ).eval()
 
     def trunk(self, models: list[nn.Module]) -> NoTrunk:
         """A frozen trunk over those models that share the reference's base, if the config asks for one."""
@@ -160,11 +228,17 @@ class PPOBuilder:
 
     def ptx(self, demonstrations: Path | None) -> PretrainingMix:
         if demonstrations is None:
-            raise InputError("DATA06", "ppo.ptx_coef needs demonstrations", fix="set data.demonstrations, or ptx_coef: 0")
+            raise InputError(
+                "DATA06", "ppo.ptx_coef needs demonstrations", fix="set data.demonstrations, or ptx_coef: 0"
+            )
         rows = [self.renderer.demonstration(r) for r in read_demonstrations(demonstrations)]
         return PretrainingMix(
-            rows, batch_size=self.config.ptx_batch_size, coef=self.config.ptx_coef, seed=self.seed,
-            pad_id=self.tokenizer.pad_token_id, compute=self.model.compute,
+            rows,
+            batch_size=self.config.ptx_batch_size,
+            coef=self.config.ptx_coef,
+            seed=self.seed,
+            pad_id=self.tokenizer.pad_token_id,
+            compute=self.model.compute,
         )
 
     def prompts(self, path: Path) -> PromptSet:
@@ -173,7 +247,12 @@ class PPOBuilder:
         ids = [self.renderer.prompt(r["prompt"]) for r in rows]
         long = [i + 1 for i, p in enumerate(ids) if len(p) > self.config.max_prompt_tokens]
         if long:
-            raise InputError("LEN02", f"{path}: {len(long)} prompts are longer than ppo.max_prompt_tokens {self.config.max_prompt_tokens} (rows {long[:5]})", fix="raise max_prompt_tokens, or shorten them")
+            raise InputError(
+                "LEN02",
+                f"{path}: {len(long)} prompts are longer than ppo.max_prompt_tokens {self.config.max_prompt_tokens} "
+                f"(rows {long[:5]})",
+                fix="raise max_prompt_tokens, or shorten them",
+            )
         columns = {name: [r[name] for r in rows] for name in rows[0] if name != "prompt"}
         return PromptSet(ids, [r["prompt"] for r in rows], columns)
 

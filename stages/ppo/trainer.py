@@ -6,7 +6,6 @@ Formulas and their sources are in advantages.py, losses.py and kl.py; docs/ppo.m
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,12 @@ from stages.ppo.config import PPOConfig
 from stages.ppo.ema import EMA
 from stages.ppo.experience import Experience
 from stages.ppo.health import require_finite
-from stages.ppo.kl import KLController, k1, k3
+from stages.ppo.kl import KLController, k1
+from stages.ppo.metrics import Metrics, Stopwatch, rollout_metrics
 from stages.ppo.prompts import PromptBatch
 from stages.ppo.ptx import PretrainingMix
 from stages.ppo.scores import ScoreRule
 from stages.rollout import Rollout, Sampler
-
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,15 @@ class PPOTrainer:
         width = rollout.mask.shape[1]
         values = self._over(rollout, lambda r: self.value.module.values(r.ids, r.attention_mask, width))
         texts = Texts(batch.texts, self.decode(rollout.completions, rollout.mask), batch.columns)
-        raw, parts = self.reward(texts, lambda model: self._over(rollout, lambda r: model.scores(r.ids, r.attention_mask)))
-        for name, tensor in (("score", raw), ("logprobs", logprobs), ("ref_logprobs", ref_logprobs), ("values", values)):
+        raw, parts = self.reward(
+            texts, lambda model: self._over(rollout, lambda r: model.scores(r.ids, r.attention_mask))
+        )
+        for name, tensor in (
+            ("score", raw),
+            ("logprobs", logprobs),
+            ("ref_logprobs", ref_logprobs),
+            ("values", values),
+        ):
             require_finite(name, tensor, self.finished, batch.episodes)
 
         scores = self.score_rule(raw.to(rollout.ids.device), rollout.stopped)
@@ -104,8 +109,15 @@ class PPOTrainer:
             advantages = whiten(advantages, rollout.mask)
         sampled = {f.name: getattr(rollout, f.name) for f in fields(Rollout)}
         experience = Experience(
-            **sampled, logprobs=logprobs, ref_logprobs=ref_logprobs, entropy=entropy, values=values, scores=scores,
-            rewards=rewards, advantages=advantages, returns=returns,
+            **sampled,
+            logprobs=logprobs,
+            ref_logprobs=ref_logprobs,
+            entropy=entropy,
+            values=values,
+            scores=scores,
+            rewards=rewards,
+            advantages=advantages,
+            returns=returns,
         )
         return experience, texts, parts
 
@@ -115,7 +127,12 @@ class PPOTrainer:
         for epoch in range(self.config.ppo_epochs):
             for rows in self._minibatches(len(experience), epoch):
                 stats = self.minibatch(experience, rows)
-                require_finite("loss", torch.tensor([stats["policy/loss"], stats["value/loss"]]), self.finished, batch.episodes)
+                require_finite(
+                    "loss",
+                    torch.tensor([stats["policy/loss"], stats["value/loss"]]),
+                    self.finished,
+                    batch.episodes,
+                )
                 totals.append(stats)
                 if self.config.target_kl and stats["policy/approx_kl"] > 1.5 * self.config.target_kl:
                     self._discard()
@@ -139,11 +156,19 @@ class PPOTrainer:
                 if self._policy_learns:
                     self.policy.backward((policy - config.entropy_coef * new.entropy).sum() / tokens)
                 self.value.backward(config.vf_coef * value.sum() / tokens)
-            _accumulate(stats, {
-                "policy/loss": policy, "policy/approx_kl": losses.approx_kl(ratio),
-                "policy/clip_fraction": losses.clipped(ratio, config.clip_range), "value/loss": value,
-            }, tokens)
-            stats["ratio_error"] = torch.maximum(stats.get("ratio_error", ratio.new_zeros(())), ratio.detach().expm1().abs().max())
+            _accumulate(
+                stats,
+                {
+                    "policy/loss": policy,
+                    "policy/approx_kl": losses.approx_kl(ratio),
+                    "policy/clip_fraction": losses.clipped(ratio, config.clip_range),
+                    "value/loss": value,
+                },
+                tokens,
+            )
+            stats["ratio_error"] = torch.maximum(
+                stats.get("ratio_error", ratio.new_zeros(())), ratio.detach().expm1().abs().max()
+            )
         if self.ptx is not None and self._policy_learns:
             loss = self.ptx.loss(self.policy.module.lm)
             self.policy.backward(self.ptx.coef * loss)
@@ -164,7 +189,14 @@ class PPOTrainer:
             part.load_state_dict(state[name])
 
     def _stateful(self) -> dict[str, Any]:
-        parts = {"policy": self.policy, "value": self.value, "kl": self.kl, "moments": self.score_rule.moments, "ptx": self.ptx, "ema": self.ema}
+        parts = {
+            "policy": self.policy,
+            "value": self.value,
+            "kl": self.kl,
+            "moments": self.score_rule.moments,
+            "ptx": self.ptx,
+            "ema": self.ema,
+        }
         return {name: part for name, part in parts.items() if part is not None}
 
     @property
@@ -174,7 +206,10 @@ class PPOTrainer:
     def _step_engines(self) -> Metrics:
         metrics = {"value/learning_rate": self.value.learning_rate(), "value/grad_norm": self.value.step()}
         if self._policy_learns:
-            metrics |= {"policy/learning_rate": self.policy.learning_rate(), "policy/grad_norm": self.policy.step()}
+            metrics |= {
+                "policy/learning_rate": self.policy.learning_rate(),
+                "policy/grad_norm": self.policy.step(),
+            }
             if self.ema is not None:
                 self.ema.update()
         return metrics
@@ -206,42 +241,12 @@ class PPOTrainer:
         """Means over the optimizer steps, and the ratio error of the first, which must be 0."""
         names = {name for stats in totals for name in stats} - {"ratio_error"}
         summary = {name: float(np.mean([s[name] for s in totals if name in s])) for name in sorted(names)}
-        return summary | {"policy/ratio_first": totals[0]["ratio_error"], "policy/updates": sum("value/grad_norm" in s for s in totals)}
+        return summary | {
+            "policy/ratio_first": totals[0]["ratio_error"],
+            "policy/updates": sum("value/grad_norm" in s for s in totals),
+        }
 
 
 def _accumulate(stats: dict[str, Tensor], per_token: dict[str, Tensor], tokens: Tensor) -> None:
     for name, value in per_token.items():
         stats[name] = stats.get(name, value.new_zeros(())) + value.detach().sum() / tokens
-
-
-def rollout_metrics(e: Experience, kl_coef: float) -> Metrics:
-    """Metrics of the rollout; KL is the mean over completions of the sum over tokens, in nats."""
-    kl = k1(e.logprobs, e.ref_logprobs, e.mask).sum(1)
-    gap = torch.where(e.mask, (e.logprobs - e.sampled_logprobs).abs(), 0.0).sum() / e.mask.sum()
-    lengths = e.mask.sum(1).float()
-    return {
-        "objective/score": float(e.scores.mean()), "objective/score_std": float(e.scores.std(correction=0)),
-        "objective/kl": float(kl.mean()), "objective/kl_k3": float(k3(e.logprobs, e.ref_logprobs, e.mask).sum(1).mean()),
-        "objective/kl_se": float(kl.std() / len(e) ** 0.5) if len(e) > 1 else 0.0,
-        "objective/reward": float(e.rewards.sum(1).mean()), "objective/kl_coef": kl_coef,
-        "policy/entropy": float(e.entropy.sum() / e.mask.sum()),
-        "value/explained_variance": losses.explained_variance(e.values, e.returns, e.mask),
-        "rollout/length": float(lengths.mean()), "rollout/stopped_fraction": float(e.stopped.float().mean()),
-        "rollout/tokens": int(e.mask.sum()), "rollout/logprob_gap": float(gap),
-    }
-
-
-class Stopwatch:
-    """Seconds of the phases of one iteration."""
-
-    def __init__(self) -> None:
-        self._start = self._last = perf_counter()
-        self._laps: Metrics = {}
-
-    def lap(self, phase: str) -> None:
-        now = perf_counter()
-        self._laps[f"time/{phase}"] = now - self._last
-        self._last = now
-
-    def metrics(self) -> Metrics:
-        return self._laps | {"time/step": self._last - self._start}

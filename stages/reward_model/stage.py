@@ -11,6 +11,7 @@ from trl import RewardTrainer
 from stages.base import InputError, StageContext, StageResult
 from stages.data import read_preferences
 from stages.hf_trainer import (
+    SealedCheckpoints,
     TrackerCallback,
     checkpoint_to_resume,
     is_adapter,
@@ -21,6 +22,7 @@ from stages.hf_trainer import (
 from stages.models.config import ModelConfig
 from stages.models.heads import ScoreModel
 from stages.models.load import load_tokenizer, source_of
+from stages.models.precision import device
 from stages.models.roles import Roles
 from stages.quiet import quiet_libraries
 from stages.render import Rendered, Renderer
@@ -29,16 +31,27 @@ from stages.reward_model.quality import mean_and_std, pair_accuracy
 from stages.reward_model.statistics import RewardStatistics, raw_scores
 
 NAMES = {
-    "loss": "reward_model/loss", "grad_norm": "reward_model/grad_norm", "learning_rate": "reward_model/learning_rate",
-    "accuracy": "reward_model/accuracy", "margin": "reward_model/margin", "eval_loss": "reward_model/eval_loss",
-    "eval_accuracy": "reward_model/eval_accuracy", "eval_margin": "reward_model/eval_margin",
+    "loss": "reward_model/loss",
+    "grad_norm": "reward_model/grad_norm",
+    "learning_rate": "reward_model/learning_rate",
+    "accuracy": "reward_model/accuracy",
+    "margin": "reward_model/margin",
+    "eval_loss": "reward_model/eval_loss",
+    "eval_accuracy": "reward_model/eval_accuracy",
+    "eval_margin": "reward_model/eval_margin",
 }
 SHOWN = ("reward_model/loss", "reward_model/accuracy", "reward_model/margin", "reward_model/eval_accuracy")
 PROBES = 8
+SIDES = ("chosen", "rejected")
 
 
 def run_reward_model(
-    config: RewardModelConfig, model: ModelConfig, train: Path, eval: Path | None, sft: Path | None, context: StageContext,
+    config: RewardModelConfig,
+    model: ModelConfig,
+    train: Path,
+    eval: Path | None,
+    sft: Path | None,
+    context: StageContext,
     demonstrations: list[dict[str, Any]],
 ) -> StageResult:
     """Fit a scalar model to preferences, starting from the SFT model, and write it to `context.folder / "final"`.
@@ -55,31 +68,42 @@ def run_reward_model(
     torch.manual_seed(context.seed)
     classifier = Roles(model).scorer_to_train(source, config.tuning, tokenizer.pad_token_id)
     trainer = RewardTrainer(
-        model=classifier, processing_class=tokenizer, train_dataset=_dataset(train_pairs),
+        model=classifier,
+        processing_class=tokenizer,
+        train_dataset=_dataset(train_pairs),
         eval_dataset=_dataset(eval_pairs) if eval_pairs else None,
         args=TRLArguments(
-            **training_arguments(config, model, context, len(train_pairs)), max_length=None,
+            **training_arguments(config, model, context),
+            max_length=None,
             center_rewards_coefficient=config.centering_coef or None,
         ),
-        callbacks=[TrackerCallback(context, "reward_model", NAMES, SHOWN)],
+        callbacks=[TrackerCallback(context, "reward_model", NAMES, SHOWN), SealedCheckpoints(context)],
     )
     silence(trainer)
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(context))
-    classifier.eval()
-    scorer = ScoreModel(classifier, compute=model.compute)
+    final = context.folder / "final"
+    publish(classifier.eval(), tokenizer, final)
+    # All that is said of the model is measured on what was saved, loaded as PPO will load it.
+    scorer = ScoreModel(Roles(model).reward_model(source_of(final)).to(device()), compute=model.compute).eval()
 
     def score(rows: list[Rendered]) -> list[float]:
         return raw_scores(scorer, [r.ids for r in rows], tokenizer.pad_token_id, config.microbatch_size * 2)
 
-    final = context.folder / "final"
-    publish(classifier, tokenizer, final)
     shown = [renderer.demonstration(r) for r in demonstrations] or [p["chosen"] for p in eval_pairs or train_pairs]
     mean, std = mean_and_std(score(shown))
-    probes = [p[side] for p in (eval_pairs or train_pairs)[: PROBES // 2] for side in ("chosen", "rejected")]
+    probes = [p[side] for p in (eval_pairs or train_pairs)[: PROBES // 2] for side in SIDES]
     RewardStatistics(mean, std, [r.ids for r in probes], score(probes)).save(final)
-    headline = {"steps": trainer.state.global_step, "pairs": len(train_pairs), "demonstration_mean": mean, "demonstration_std": std}
+    headline = {
+        "steps": trainer.state.global_step,
+        "pairs": len(train_pairs),
+        "demonstration_mean": mean,
+        "demonstration_std": std,
+    }
     headline |= _held_out(eval_pairs, score) if eval_pairs else {}
-    context.tracker.log({f"reward_model/eval_{k}": v for k, v in headline.items() if k.startswith("accuracy")}, trainer.state.global_step)
+    context.tracker.log(
+        {f"reward_model/eval_{k}": v for k, v in headline.items() if k.startswith("accuracy")},
+        trainer.state.global_step,
+    )
     _require_accuracy(config, headline)
     return StageResult(final, is_adapter(final), headline)
 
@@ -89,31 +113,60 @@ def _held_out(pairs: list[dict[str, Any]], score: Any) -> dict[str, float]:
     accuracy = pair_accuracy(score(chosen), score(rejected))
     length = pair_accuracy([len(r.completion_ids) for r in chosen], [len(r.completion_ids) for r in rejected])
     print(
-        f"reward model: held-out accuracy {accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}] on {accuracy.n} pairs; "
-        f"'longer is better' {length.value:.3f}", flush=True,
+        f"reward model: held-out accuracy {accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}] "
+        f"on {accuracy.n} pairs; 'longer is better' {length.value:.3f}",
+        flush=True,
     )
-    return {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high, "n": accuracy.n, "length_baseline": length.value}
+    return {
+        "accuracy": accuracy.value,
+        "accuracy_low": accuracy.low,
+        "accuracy_high": accuracy.high,
+        "n": accuracy.n,
+        "length_baseline": length.value,
+    }
 
 
 def _require_accuracy(config: RewardModelConfig, headline: dict[str, float]) -> None:
     wanted = config.minimum_accuracy
     if wanted is not None and headline.get("accuracy", 1.0) < wanted:
-        raise InputError("RM06", f"held-out accuracy {headline['accuracy']:.3f} is below reward_model.minimum_accuracy {wanted}", fix="more or cleaner preferences, more steps, or a lower demand")
+        raise InputError(
+            "RM06",
+            f"held-out accuracy {headline['accuracy']:.3f} is below reward_model.minimum_accuracy {wanted}",
+            fix="more or cleaner preferences, more steps, or a lower demand",
+        )
 
 
-def _pairs(renderer: Renderer, rows: list[dict[str, Any]], config: RewardModelConfig, path: Path) -> list[dict[str, Any]]:
+def _pairs(
+    renderer: Renderer, rows: list[dict[str, Any]], config: RewardModelConfig, path: Path
+) -> list[dict[str, Any]]:
     pairs = []
     for row in rows:
-        pair = {side: renderer.pair(row["prompt"], row[side]) for side in ("chosen", "rejected")}
+        pair = {side: renderer.pair(row["prompt"], row[side]) for side in SIDES}
         if all(len(r.ids) <= config.max_length for r in pair.values()):
             pairs.append(pair | ({"margin": float(row["margin"])} if "margin" in row else {}))
     if len(pairs) < len(rows):
-        print(f"{path}: {len(rows) - len(pairs)} of {len(rows)} pairs longer than {config.max_length} tokens dropped", flush=True)
+        print(
+            f"{path}: {len(rows) - len(pairs)} of {len(rows)} pairs longer than {config.max_length} tokens dropped",
+            flush=True,
+        )
     if not pairs:
-        raise InputError("DATA04", f"{path}: no pair is within {config.max_length} tokens", fix="raise reward_model.max_length")
+        raise InputError(
+            "DATA04",
+            f"{path}: no pair is within {config.max_length} tokens",
+            fix="raise reward_model.max_length",
+        )
     return pairs
 
 
 def _dataset(pairs: list[dict[str, Any]]) -> Dataset:
-    margin = [{"margin": p["margin"]} if "margin" in p else {} for p in pairs]
-    return Dataset.from_list([{"chosen_ids": p["chosen"].ids, "rejected_ids": p["rejected"].ids, **m} for p, m in zip(pairs, margin)])
+    return Dataset.from_list(
+        [
+            {
+                "chosen_ids": p["chosen"].ids,
+                "rejected_ids": p["rejected"].ids,
+                "length": max(len(p[s].ids) for s in SIDES),
+            }
+            | ({"margin": p["margin"]} if "margin" in p else {})
+            for p in pairs
+        ]
+    )

@@ -36,7 +36,11 @@ class RewardStatistics:
         """Raises InputError STAGE01 when the folder is not a reward model of this project."""
         file = final / FILE
         if not file.is_file():
-            raise InputError("STAGE01", f"{final} has no {FILE}: it is not the final/ of a reward_model stage", fix="give runs/<name>/reward_model/final")
+            raise InputError(
+                "STAGE01",
+                f"{final} has no {FILE}: it is not the final/ of a reward_model stage",
+                fix="give runs/<name>/reward_model/final",
+            )
         return RewardStatistics(**json.loads(file.read_text()))
 
 
@@ -50,14 +54,18 @@ def raw_scores(model: ScoreModel, texts: Sequence[Sequence[int]], pad_id: int, b
         chosen = order[start : start + batch_size]
         ids, attended, _ = collate([Rendered((), texts[i]) for i in chosen], pad_id)
         values = model.scores(ids.to(device), attended.to(device))
-        scores |= dict(zip(chosen, values.tolist()))
+        scores |= dict(zip(chosen, values.tolist(), strict=True))
     return [scores[i] for i in range(len(texts))]
 
 
 def verify_probes(model: ScoreModel, statistics: RewardStatistics, final: Path, pad_id: int) -> None:
     """Raise InputError RM05 unless the loaded model gives the probes the scores they had when it was saved."""
     found = raw_scores(model, statistics.probe_ids, pad_id, len(statistics.probe_ids))
-    worst = max(abs(a - b) for a, b in zip(found, statistics.probe_scores))
+    worst = float((torch.tensor(found) - torch.tensor(statistics.probe_scores)).abs().max())  # NaN stays NaN
     limit = PROBE_TOLERANCE[model.compute] * max(1.0, statistics.std)
     if not worst <= limit:
-        raise InputError("RM05", f"{final}: a probe text scores {worst:.3g} away from when the model was saved (limit {limit:.2g})", fix="train the reward model again; its files were changed, or the base is another one")
+        raise InputError(
+            "RM05",
+            f"{final}: a probe text scores {worst:.3g} away from when the model was saved (limit {limit:.2g})",
+            fix="train the reward model again; its files were changed, or the base is another one",
+        )

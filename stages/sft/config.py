@@ -39,6 +39,8 @@ class SFTConfig(Settings):
     """Join rows into blocks of max_length tokens; documents do not see each other."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    group_by_length: bool = False
+    """Put rows of similar length into one batch: less padding, a little less shuffling."""
     eval_every: int = Field(default=0, ge=0)
     """Optimizer steps between held-out evaluations; 0 = before and after training only."""
     log_every: int = Field(default=10, gt=0)

@@ -12,6 +12,7 @@ from trl import SFTTrainer
 from stages.base import InputError, StageContext, StageResult
 from stages.data import read_demonstrations
 from stages.hf_trainer import (
+    SealedCheckpoints,
     TrackerCallback,
     checkpoint_to_resume,
     is_adapter,
@@ -28,13 +29,20 @@ from stages.rollout import Sampler
 from stages.sft.config import SFTConfig
 
 NAMES = {
-    "loss": "sft/loss", "grad_norm": "sft/grad_norm", "learning_rate": "sft/learning_rate", "num_tokens": "sft/tokens",
-    "mean_token_accuracy": "sft/token_accuracy", "eval_loss": "sft/eval_loss", "eval_mean_token_accuracy": "sft/eval_token_accuracy",
+    "loss": "sft/loss",
+    "grad_norm": "sft/grad_norm",
+    "learning_rate": "sft/learning_rate",
+    "num_tokens": "sft/tokens",
+    "mean_token_accuracy": "sft/token_accuracy",
+    "eval_loss": "sft/eval_loss",
+    "eval_mean_token_accuracy": "sft/eval_token_accuracy",
 }
 SHOWN = ("sft/loss", "sft/token_accuracy", "sft/eval_loss", "sft/learning_rate")
 
 
-def run_sft(config: SFTConfig, model: ModelConfig, train: Path, eval: Path | None, context: StageContext) -> StageResult:
+def run_sft(
+    config: SFTConfig, model: ModelConfig, train: Path, eval: Path | None, context: StageContext
+) -> StageResult:
     """Fine-tune the base model on demonstrations and write it to `context.folder / "final"`.
 
     Raises InputError DATA04 when more than 5 % of the rows would have nothing to train on.
@@ -48,16 +56,22 @@ def run_sft(config: SFTConfig, model: ModelConfig, train: Path, eval: Path | Non
     held_out = read_demonstrations(eval) if eval else []
     eval_set = _dataset([renderer.demonstration(r) for r in held_out], config, eval) if held_out else None
 
+    torch.manual_seed(context.seed)
     policy = Roles(model).policy(source, config.tuning)
     stops = stop_ids(policy, tokenizer)
     policy.generation_config = neutral_generation_config(stops, tokenizer)
     trainer = SFTTrainer(
-        model=policy, processing_class=tokenizer, train_dataset=train_set, eval_dataset=eval_set,
+        model=policy,
+        processing_class=tokenizer,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
         args=TRLArguments(
-            **training_arguments(config, model, context, len(train_set)),
-            max_length=config.max_length, packing=config.packing, eval_packing=False,
+            **training_arguments(config, model, context),
+            max_length=config.max_length,
+            packing=config.packing,
+            eval_packing=False,
         ),
-        callbacks=[TrackerCallback(context, "sft", NAMES, SHOWN)],
+        callbacks=[TrackerCallback(context, "sft", NAMES, SHOWN), SealedCheckpoints(context)],
     )
     silence(trainer)
     samples = _Samples(config, model, renderer, held_out, stops, context)
@@ -69,7 +83,12 @@ def run_sft(config: SFTConfig, model: ModelConfig, train: Path, eval: Path | Non
     final = context.folder / "final"
     publish(policy, tokenizer, final)
     policy.generation_config.save_pretrained(final)
-    headline = {"eval_loss_before": before, "eval_loss": after, "steps": trainer.state.global_step, "rows": len(train_set)}
+    headline = {
+        "eval_loss_before": before,
+        "eval_loss": after,
+        "steps": trainer.state.global_step,
+        "rows": len(train_set),
+    }
     return StageResult(final, is_adapter(final), {k: v for k, v in headline.items() if v is not None})
 
 
@@ -78,8 +97,11 @@ def _dataset(rows: list[Rendered], config: SFTConfig, path: Path) -> Dataset:
     empty = set(without_target(rows, config.max_length))
     if len(empty) > 0.05 * len(rows):
         raise InputError(
-            "DATA04", f"{path}: {len(empty)} of {len(rows)} rows have no target token, their prompts are {config.max_length} tokens or longer "
-            f"(rows {[i + 1 for i in sorted(empty)[:3]]})", fix="raise sft.max_length",
+            "DATA04",
+            f"{path}: {len(empty)} of {len(rows)} rows have no target token, "
+            f"their prompts are {config.max_length} tokens or longer "
+            f"(rows {[i + 1 for i in sorted(empty)[:3]]})",
+            fix="raise sft.max_length",
         )
     if empty:
         print(f"{path}: {len(empty)} rows without target tokens dropped", flush=True)
@@ -91,19 +113,32 @@ def _columns(row: Rendered, config: SFTConfig) -> dict[str, list[int]]:
     labels = [-100] * len(row.prompt_ids) + list(row.completion_ids) if config.completion_only_loss else list(ids)
     if config.packing:
         return {"input_ids": ids, "labels": labels}
-    return {"input_ids": ids[: config.max_length], "labels": labels[: config.max_length]}
+    cut = slice(config.max_length)
+    return {"input_ids": ids[cut], "labels": labels[cut], "length": len(ids[cut])}
 
 
 class _Samples:
     """The same held-out prompts completed before and after training, for eyes."""
 
-    def __init__(self, config: SFTConfig, model: ModelConfig, renderer: Renderer, rows: list[dict[str, Any]], stops: tuple[int, ...], context: StageContext):
+    def __init__(
+        self,
+        config: SFTConfig,
+        model: ModelConfig,
+        renderer: Renderer,
+        rows: list[dict[str, Any]],
+        stops: tuple[int, ...],
+        context: StageContext,
+    ):
         self._rows = [r for r in rows if "text" not in r][: config.samples]
         self._renderer, self._context, self._compute = renderer, context, model.compute
         tokenizer: PreTrainedTokenizerBase = renderer.tokenizer
         self._sampler = Sampler(
-            stop_ids=stops, pad_id=tokenizer.pad_token_id, max_new_tokens=config.sample_tokens, temperature=1.0,
-            seed=context.seed, compute=model.compute,
+            stop_ids=stops,
+            pad_id=tokenizer.pad_token_id,
+            max_new_tokens=config.sample_tokens,
+            temperature=1.0,
+            seed=context.seed,
+            compute=model.compute,
         )
 
     @torch.no_grad()
@@ -115,7 +150,7 @@ class _Samples:
         rollout = self._sampler(policy, [r.prompt_ids for r in rendered], range(len(rendered)))
         texts = self._renderer.decode(rollout.completions, rollout.mask)
         rows = []
-        for row, rendered_row, text in zip(self._rows, rendered, texts):
+        for row, rendered_row, text in zip(self._rows, rendered, texts, strict=True):
             prompt = row.get("prompt", row.get("messages"))
             reference = self._renderer.tokenizer.decode(rendered_row.completion_ids, skip_special_tokens=True)
             rows.append({"when": when, "prompt": prompt, "completion": text, "reference": reference})

@@ -46,7 +46,7 @@ def finish() -> Callable[..., None]:
     return _finish
 
 
-def _finish(run: RunDir, stage: str, **changes: object) -> None:
+def _finish(run: RunDir, stage: str, /, **changes: object) -> None:
     folder = run.stage(stage)
     folder.final.mkdir(parents=True)
     (folder.final / "config.json").write_text("{}")

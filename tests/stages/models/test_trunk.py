@@ -55,12 +55,18 @@ def test_replayed_logprobs_and_values_equal_the_computed_ones(architecture: str)
     expected = [*r.policy(ids, attended, mask), *r.reference(ids, attended, mask), r.value.values(ids, attended, WIDTH)]
     r.attach()
     with r.trunk.recording():
-        reference = torch.cat([r.reference(ids[i : i + 2], attended[i : i + 2], mask[i : i + 2]).logprobs for i in (0, 2, 4)])
+        reference = torch.cat(
+            [r.reference(ids[i : i + 2], attended[i : i + 2], mask[i : i + 2]).logprobs for i in (0, 2, 4)]
+        )
     assert (reference - expected[2]).abs().max() <= 1e-5  # a smaller batch may round differently
     with r.trunk.recording():
         r.reference(ids, attended, mask)
     with r.trunk.rows(slice(None)):
-        found = [*r.policy(ids, attended, mask), *r.reference(ids, attended, mask), r.value.values(ids, attended, WIDTH)]
+        found = [
+            *r.policy(ids, attended, mask),
+            *r.reference(ids, attended, mask),
+            r.value.values(ids, attended, WIDTH),
+        ]
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 

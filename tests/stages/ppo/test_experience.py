@@ -13,7 +13,7 @@ from stages.ppo.advantages import gae, token_rewards, whiten
 from stages.ppo.experience import Experience
 from stages.ppo.kl import k1
 from stages.ppo.losses import log_ratio, policy_loss, value_loss
-from stages.ppo.trainer import rollout_metrics
+from stages.ppo.metrics import rollout_metrics
 from stages.rollout import completion_mask, left_pad
 from tests.ppo_toys import tabular_trainer
 from tests.ragged import GARBAGE, mask_of, normal, spoil

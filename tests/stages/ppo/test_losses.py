@@ -60,9 +60,11 @@ def test_ratios_more_than_the_clip_range_from_one_are_counted_as_clipped():
     assert clipped(ratios.log(), 0.2).tolist() == [[1, 1, 0, 0, 0, 1, 1]]
 
 
-def test_diagnostics_are_zero_in_padding():  # 4
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_log_ratio_and_diagnostics_are_zero_in_padding(garbage: float):  # 4, 8
     mask = mask_of([4, 1], 4)
-    ratio = log_ratio(normal(2, 4, seed=0), normal(2, 4, seed=1), mask)
+    ratio = log_ratio(spoil(normal(2, 4, seed=0), mask, garbage), normal(2, 4, seed=1), mask)
+    assert ratio[~mask].eq(0).all()
     assert approx_kl(ratio)[~mask].eq(0).all()
     assert clipped(ratio, 0.2)[~mask].eq(0).all()
 
@@ -236,6 +238,14 @@ def test_losses_are_exactly_zero_in_padding(garbage: float):  # 8
     x, y, z = (spoil(normal(3, 4, seed=s), mask, garbage) for s in range(3))
     assert policy_loss(log_ratio(x, y, mask), z, mask, 0.2)[~mask].eq(0).all()
     assert value_loss(x, y, z, mask, 0.2)[~mask].eq(0).all()
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_advantages_in_padding_send_no_gradient_to_the_log_ratio(garbage: float):  # 8
+    mask, ratio = mask_of([4, 1, 3], 4), normal(3, 4, seed=0).requires_grad_()
+    policy_loss(ratio, spoil(normal(3, 4, seed=1), mask, garbage), mask, 0.2, dual_clip=3.0).sum().backward()
+    assert ratio.grad[~mask].eq(0).all()
+    assert ratio.grad[mask].ne(0).any()
 
 
 @pytest.mark.parametrize("extra", [1, 1000])

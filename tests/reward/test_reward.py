@@ -1,0 +1,196 @@
+"""Finding reward functions, checking what they return, and adding terms up."""
+
+import json
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reward.base import RewardError, checked, resolve
+from reward.config import RewardTerm
+from reward.learned import ModelTerm
+from reward.mixture import FunctionTerm, RewardMixture, Texts
+
+TEXTS = Texts(["p1", "p2"], ["ab", "abcd"], {"label": [1, 0]})
+SIGNATURE = "needs (prompts, completions, **columns); fix: add the missing parameters"
+
+
+def length(prompts, completions, **columns):
+    return [float(len(c)) for c in completions]
+
+
+def labels(prompts, completions, label, scale=1.0, **columns):
+    return [scale * value for value in label]
+
+
+def unread(model):
+    raise AssertionError("no reward model here")
+
+
+def function_file(folder: Path, source: str) -> Path:
+    path = folder / "my_reward.py"
+    path.write_text(textwrap.dedent(source))
+    return path
+
+
+def message(call, *arguments) -> str:
+    with pytest.raises(RewardError) as error:
+        call(*arguments)
+    assert str(error.value).startswith(f"[{error.value.code}]")
+    return str(error.value)
+
+
+def test_a_function_is_found_by_file(tmp_path: Path):
+    path = function_file(
+        tmp_path, "def short(prompts, completions, **columns):\n    return [-len(c) for c in completions]\n"
+    )
+    assert resolve(f"{path}:short")(prompts=["p"], completions=["abc"]) == [-3]
+
+
+def test_a_function_is_found_by_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "rewards_of_a_test").mkdir()
+    (tmp_path / "rewards_of_a_test" / "lengths.py").write_text(
+        "def long(prompts, completions, **columns):\n    return [1.0]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert resolve("rewards_of_a_test.lengths:long")(prompts=["p"], completions=["abc"]) == [1.0]
+
+
+def test_a_file_may_define_dataclasses(tmp_path: Path):
+    source = """
+        from __future__ import annotations
+        from dataclasses import dataclass
+
+        @dataclass
+        class Word:
+            text: str
+            weight: float = 1.0
+
+        def words(prompts, completions, **columns):
+            return [Word(c).weight for c in completions]
+    """
+    assert resolve(f"{function_file(tmp_path, source)}:words")(prompts=["p"], completions=["abc"]) == [1.0]
+
+
+def test_what_cannot_be_imported_is_named(tmp_path: Path):
+    fix = "fix: module:function, or path/to/file.py:function"
+    gone, path = tmp_path / "gone.py", function_file(tmp_path, "value = 3\n")
+    assert (
+        message(resolve, f"{gone}:f")
+        == f"[REW04] reward function '{gone}:f' cannot be imported (no file {gone}); {fix}"
+    )
+    assert (
+        message(resolve, "no_such_module:f")
+        == f"[REW04] reward function 'no_such_module:f' cannot be imported (No module named 'no_such_module'); {fix}"
+    )
+    assert (
+        message(resolve, f"{path}:f")
+        == f"[REW04] reward function '{path}:f' cannot be imported (module 'my_reward' has no attribute 'f'); {fix}"
+    )
+    assert message(resolve, "function").startswith("[REW04] reward function 'function' cannot be imported (")
+
+
+@pytest.mark.parametrize("source", ["value = 3\n", "def value(:\n"], ids=["no function", "syntax error"])
+def test_what_is_no_function_is_refused_with_the_code(source: str, tmp_path: Path):
+    assert message(resolve, f"{function_file(tmp_path, source)}:value").startswith("[REW04] ")
+
+
+@pytest.mark.parametrize(
+    ("signature", "shown"),
+    [
+        ("prompts, completions", "prompts, completions"),
+        ("texts, **columns", "texts, columns"),
+        ("completions, **columns", "completions, columns"),
+    ],
+)
+def test_a_function_with_another_signature_is_refused(signature: str, shown: str, tmp_path: Path):
+    path = function_file(tmp_path, f"def f({signature}):\n    return [0.0]\n")
+    assert message(resolve, f"{path}:f") == f"[REW04] {path}:f takes ({shown}); {SIGNATURE}"
+
+
+def test_numbers_of_every_kind_are_scores():
+    scores = [1, 2.5, np.float32(0.5), torch.tensor(-1.0)]
+    assert checked("f", scores, ["p"] * 4, ["c"] * 4) == [1.0, 2.5, 0.5, -1.0]
+    assert checked("f", np.array([1.0, 2.0]), ["p"] * 2, ["c"] * 2) == [1.0, 2.0]
+    assert checked("f", torch.tensor([1.0, 0.0]), ["p"] * 2, ["c"] * 2) == [1.0, 0.0]
+
+
+def test_a_wrong_count_is_told():
+    assert message(checked, "f", [1.0], ["p", "q"], ["c", "d"]) == (
+        "[REW01] f returned 1 values for 2 completions; fix: return one float per completion"
+    )
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf"), None, "good", True, [1.0]])
+def test_a_score_that_is_no_finite_number_names_its_sample(score):
+    prompts, completions = ["first", "second prompt " + "x" * 50], ["c", "d" * 60]
+    shown = f"prompt 'second prompt {'x' * 26}', completion '{'d' * 40}'"
+    assert message(checked, "f", [1.0, score], prompts, completions) == (
+        f"[REW02] f gave {score!r} for sample 1 ({shown}); fix: return a finite float for every completion"
+    )
+
+
+@pytest.mark.parametrize("returned", [None, 1.0])
+def test_a_function_that_returns_no_list_is_told_so(returned):
+    assert message(checked, "f", returned, ["p"], ["c"]).startswith("[REW01] f returned ")
+
+
+def test_the_score_is_the_weighted_sum_and_the_parts_are_unweighted():
+    mixture = RewardMixture(
+        [FunctionTerm("length", 0.5, length, {}), FunctionTerm("labels", -2.0, labels, {"scale": 3.0})]
+    )
+    scores, parts = mixture(TEXTS, unread)
+    assert scores.tolist() == [0.5 * 2 - 2 * 3, 0.5 * 4]
+    assert {name: part.tolist() for name, part in parts.items()} == {"length": [2.0, 4.0], "labels": [3.0, 0.0]}
+    assert scores.dtype == torch.float32
+
+
+def test_columns_and_arguments_reach_the_function():
+    seen = {}
+
+    def spy(prompts, completions, **columns):
+        seen.update(columns, prompts=prompts, completions=completions)
+        return [0.0, 0.0]
+
+    RewardMixture([FunctionTerm("spy", 1.0, spy, {"threshold": 2})])(TEXTS, unread)
+    assert seen == {"prompts": ["p1", "p2"], "completions": ["ab", "abcd"], "label": [1, 0], "threshold": 2}
+
+
+def test_a_model_term_is_read_from_the_rollout():
+    model = object()
+    terms = [ModelTerm("model", 2.0, model), FunctionTerm("length", 1.0, length, {})]
+    scores, parts = RewardMixture(terms)(TEXTS, lambda asked: torch.tensor([1.0, -1.0]) if asked is model else None)
+    assert scores.tolist() == [4.0, 2.0]
+    assert parts["model"].tolist() == [1.0, -1.0]
+
+
+def test_two_terms_of_one_function_count_both():
+    """Two reward models are both called `model`; one function may be used with two sets of arguments."""
+    terms = [FunctionTerm("labels", 1.0, labels, {"scale": 1.0}), FunctionTerm("labels", 1.0, labels, {"scale": 10.0})]
+    scores, parts = RewardMixture(terms)(TEXTS, unread)
+    assert scores.tolist() == [11.0, 0.0]
+    assert len(parts) == 2
+
+
+def test_what_a_function_returns_is_checked_on_every_call():
+    returned = [[1.0, 2.0], [1.0]]
+    term = FunctionTerm("flaky", 1.0, lambda prompts, completions, **columns: returned.pop(0), {})
+    assert term(TEXTS, unread).tolist() == [1.0, 2.0]
+    assert (
+        message(term, TEXTS, unread)
+        == "[REW01] flaky returned 1 values for 2 completions; fix: return one float per completion"
+    )
+
+
+@pytest.mark.parametrize("term", [{}, {"model": "reward_model", "function": "a:b"}])
+def test_a_term_has_exactly_one_source(term: dict):
+    with pytest.raises(ValueError, match="a reward term needs exactly one of `model` and `function`"):
+        RewardTerm(**term)
+
+
+def test_terms_are_named_after_their_function():
+    assert RewardTerm(function="path/to/file.py:positive").name == "positive"
+    assert RewardTerm(model="reward_model").name == "model"
+    assert json.loads(RewardTerm(function="a:b").model_dump_json())["weight"] == 1.0
