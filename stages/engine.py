@@ -80,7 +80,7 @@ class TorchEngine:
         self._optimizer.zero_grad(set_to_none=True)
 
     def learning_rate(self) -> float:
-        return self._scheduler.get_last_lr()[0]
+        return self._optimizer.param_groups[0]["lr"]
 
     def state_dict(self) -> dict:
         """Trained weights, Adam moments and schedule."""

@@ -51,6 +51,20 @@ class Rollout(Rows):
         return torch.cat([self.prompt_mask, self.mask], dim=1)
 
     @property
+    def lengths(self) -> Tensor:
+        """Tokens of each completion, the stop token included; long [B]."""
+        return self.mask.sum(1)
+
+    def trimmed(self) -> tuple["Rollout", slice]:
+        """The same rows without the columns that are padding in all of them; and which of the S columns remain."""
+        first, width = int(self.prompt_mask.any(0).int().argmax()), int(self.lengths.max())
+        columns = slice(first, self.prompt_mask.shape[1] + width)
+        cut = {f.name: getattr(self, f.name) for f in fields(self)}
+        cut = {name: value[:, :width] if value.dim() == 2 else value for name, value in cut.items()}
+        cut |= {"ids": self.ids[:, columns], "prompt_mask": self.prompt_mask[:, first:]}
+        return type(self)(**cut), columns
+
+    @property
     def completions(self) -> Tensor:
         """long [B, T]"""
         return self.ids[:, self.prompt_mask.shape[1] :]

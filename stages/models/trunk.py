@@ -9,7 +9,6 @@ kept. Nothing is needed from an architecture but its list of layers.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-import torch
 from torch import Tensor, nn
 
 
@@ -32,13 +31,20 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return found[0]
 
 
+Rows = Tensor | slice
+EVERYTHING = slice(None)
+
+
 class NoTrunk:
     """Every role computes all its layers."""
 
-    def recording(self) -> AbstractContextManager:
+    def begin(self, rows: int, columns: int) -> None:
+        """A new rollout of this many rows and columns."""
+
+    def recording(self, rows: Rows = EVERYTHING, columns: slice = EVERYTHING) -> AbstractContextManager:
         return nullcontext()
 
-    def rows(self, rows: Tensor | slice) -> AbstractContextManager:
+    def replaying(self, rows: Rows = EVERYTHING, columns: slice = EVERYTHING) -> AbstractContextManager:
         return nullcontext()
 
 
@@ -47,12 +53,13 @@ class FrozenTrunk(NoTrunk):
 
     def __init__(self, depth: int):
         self.depth = depth
-        self._parts: list[Tensor] | None = None
+        self._shape = (0, 0)
         self._states: Tensor | None = None
+        self._place: tuple[Rows, slice] | None = None
         self._replayed: Tensor | None = None
 
     def attach(self, model: nn.Module) -> None:
-        """Let this model's trunk layers obey recording() and rows()."""
+        """Let this model's trunk layers obey recording() and replaying()."""
         layers = decoder_layers(model)[: self.depth]
         for layer in layers:
             layer.forward = self._wrap(layer.forward, last=layer is layers[-1])
@@ -62,26 +69,33 @@ class FrozenTrunk(NoTrunk):
             if self._replayed is not None:
                 return self._replayed if last else hidden
             output = forward(hidden, *args, **kwargs)
-            if last and self._parts is not None:
-                self._parts.append(output)
+            if last and self._place is not None:
+                self._keep(output)
             return output
 
         return wrapped
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Inside, one attached model must run over all rows of a rollout once, in order, without gradients."""
-        self._parts = []
-        try:
-            yield
-            self._states = torch.cat(self._parts) if self._parts else None
-        finally:
-            self._parts = None
+    def _keep(self, output: Tensor) -> None:
+        if self._states is None:
+            self._states = output.new_zeros(*self._shape, output.shape[-1])
+        self._states[self._place] = output
+
+    def begin(self, rows: int, columns: int) -> None:
+        self._shape, self._states = (rows, columns), None
 
     @contextmanager
-    def rows(self, rows: Tensor | slice) -> Iterator[None]:
-        """Inside, attached models given these rows of the recorded rollout start from their recorded states."""
-        self._replayed = None if self._states is None else self._states[rows]
+    def recording(self, rows: Rows = EVERYTHING, columns: slice = EVERYTHING) -> Iterator[None]:
+        """Inside, an attached model runs on these rows and columns of the rollout, once and without gradients."""
+        self._place = (rows, columns)
+        try:
+            yield
+        finally:
+            self._place = None
+
+    @contextmanager
+    def replaying(self, rows: Rows = EVERYTHING, columns: slice = EVERYTHING) -> Iterator[None]:
+        """Inside, attached models given these rows and columns of the rollout start from the recorded states."""
+        self._replayed = None if self._states is None else self._states[rows, columns]
         try:
             yield
         finally:

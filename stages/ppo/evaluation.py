@@ -13,9 +13,12 @@ from reward.mixture import RewardMixture, Texts
 from stages.models.heads import PolicyModel
 from stages.models.trunk import NoTrunk
 from stages.ppo.kl import k1
+from stages.ppo.passes import Passes
 from stages.ppo.prompts import PromptBatch
 from stages.reward_model.quality import wilson
 from stages.rollout import Sampler
+
+MICROBATCH = 16  # rows per forward pass; rows of similar length share one
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,11 @@ class Evaluator:
 
     def _part(self, policy: PolicyModel, batch: PromptBatch) -> Completions:
         r = self.sampler(policy.lm, batch.ids, batch.episodes)
-        everything = slice(None)
-        with self.trunk.recording():
-            ref_logprobs = self.reference(r.ids, r.attention_mask, r.mask, False).logprobs
-        with self.trunk.rows(everything):
-            logprobs = policy(r.ids, r.attention_mask, r.mask, False).logprobs
-            texts = Texts(batch.texts, self.decode(r.completions, r.mask), batch.columns)
-            scores, _ = self.reward(texts, lambda model: model.scores(r.ids, r.attention_mask))
+        passes = Passes(self.trunk, MICROBATCH)
+        ref_logprobs = passes.record(r, lambda p: self.reference(p.ids, p.attention_mask, p.mask, False).logprobs)
+        logprobs = passes.replay(r, lambda p: policy(p.ids, p.attention_mask, p.mask, False).logprobs)
+        texts = Texts(batch.texts, self.decode(r.completions, r.mask), batch.columns)
+        scores, _ = self.reward(texts, lambda model: passes.replay(r, lambda p: model.scores(p.ids, p.attention_mask)))
         return Completions(
             texts,
             scores.cpu(),

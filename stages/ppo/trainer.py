@@ -24,6 +24,7 @@ from stages.ppo.experience import Experience
 from stages.ppo.health import require_finite
 from stages.ppo.kl import KLController, k1
 from stages.ppo.metrics import Metrics, Stopwatch, rollout_metrics
+from stages.ppo.passes import Passes
 from stages.ppo.prompts import PromptBatch
 from stages.ppo.ptx import PretrainingMix
 from stages.ppo.scores import ScoreRule
@@ -82,16 +83,14 @@ class PPOTrainer:
     @torch.no_grad()
     def evaluate(self, rollout: Rollout, batch: PromptBatch) -> tuple[Experience, Texts, dict[str, Tensor]]:
         """Log-probabilities, values, scores, rewards and advantages of a rollout, all constant from here on."""
-        with self.trunk.recording():
-            reference = [self.reference(r.ids, r.attention_mask, r.mask, False) for _, r in self._micro(rollout)]
-        ref_logprobs = torch.cat([r.logprobs for r in reference])
-        policy = self._over(rollout, lambda r: torch.stack(self.policy.module(r.ids, r.attention_mask, r.mask), 1))
-        logprobs, entropy = policy.unbind(1)
-        width = rollout.mask.shape[1]
-        values = self._over(rollout, lambda r: self.value.module.values(r.ids, r.attention_mask, width))
+        passes = self._passes
+        ref_logprobs = passes.record(rollout, lambda r: self.reference(r.ids, r.attention_mask, r.mask, False).logprobs)
+        both = passes.replay(rollout, lambda r: torch.stack(self.policy.module(r.ids, r.attention_mask, r.mask), 1))
+        logprobs, entropy = both.unbind(1)
+        values = passes.replay(rollout, lambda r: self.value.module.values(r.ids, r.attention_mask, r.mask.shape[1]))
         texts = Texts(batch.texts, self.decode(rollout.completions, rollout.mask), batch.columns)
         raw, parts = self.reward(
-            texts, lambda model: self._over(rollout, lambda r: model.scores(r.ids, r.attention_mask))
+            texts, lambda model: passes.replay(rollout, lambda r: model.scores(r.ids, r.attention_mask))
         )
         for name, tensor in (
             ("score", raw),
@@ -145,9 +144,8 @@ class PPOTrainer:
         config = self.config
         tokens = experience.mask[rows].sum()
         stats: dict[str, Tensor] = {}
-        for part in rows.split(config.microbatch_size):
-            e = experience[part]
-            with self.trunk.rows(part):
+        for part, columns, e in self._passes.microbatches(experience, rows):
+            with self.trunk.replaying(part, columns):
                 new = self.policy.module(e.ids, e.attention_mask, e.mask, config.entropy_coef > 0)
                 ratio = losses.log_ratio(new.logprobs, e.logprobs, e.mask)
                 policy = losses.policy_loss(ratio, e.advantages, e.mask, config.clip_range, config.dual_clip)
@@ -223,19 +221,9 @@ class PPOTrainer:
         order = torch.from_numpy(np.random.Generator(np.random.Philox(key=key)).permutation(count))
         return iter(order.split(self.config.minibatch_size))
 
-    def _micro(self, rollout: Rollout) -> Iterator[tuple[slice, Rollout]]:
-        size = self.config.microbatch_size
-        for start in range(0, len(rollout), size):
-            rows = slice(start, start + size)
-            yield rows, rollout[rows]
-
-    def _over(self, rollout: Rollout, forward: Callable[[Rollout], Tensor]) -> Tensor:
-        """`forward` over all rows, a microbatch at a time, on the recorded trunk."""
-        parts = []
-        for rows, part in self._micro(rollout):
-            with self.trunk.rows(rows):
-                parts.append(forward(part))
-        return torch.cat(parts)
+    @property
+    def _passes(self) -> Passes:
+        return Passes(self.trunk, self.config.microbatch_size)
 
     def _summary(self, totals: list[Metrics]) -> Metrics:
         """Means over the optimizer steps, and the ratio error of the first, which must be 0."""

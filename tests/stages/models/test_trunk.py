@@ -54,14 +54,17 @@ def test_replayed_logprobs_and_values_equal_the_computed_ones(architecture: str)
     r, (ids, attended, mask) = Roles(architecture), rollout()
     expected = [*r.policy(ids, attended, mask), *r.reference(ids, attended, mask), r.value.values(ids, attended, WIDTH)]
     r.attach()
-    with r.trunk.recording():
-        reference = torch.cat(
-            [r.reference(ids[i : i + 2], attended[i : i + 2], mask[i : i + 2]).logprobs for i in (0, 2, 4)]
-        )
+    r.trunk.begin(*ids.shape)
+    parts = []
+    for rows in (slice(0, 2), slice(2, 4), slice(4, 6)):
+        with r.trunk.recording(rows):
+            parts.append(r.reference(ids[rows], attended[rows], mask[rows]).logprobs)
+    reference = torch.cat(parts)
     assert (reference - expected[2]).abs().max() <= 1e-5  # a smaller batch may round differently
+    r.trunk.begin(*ids.shape)
     with r.trunk.recording():
         r.reference(ids, attended, mask)
-    with r.trunk.rows(slice(None)):
+    with r.trunk.replaying(slice(None)):
         found = [
             *r.policy(ids, attended, mask),
             *r.reference(ids, attended, mask),
@@ -79,7 +82,7 @@ def test_replay_in_another_order_gives_the_same_numbers_and_gradients(architectu
         """Outputs and adapter gradients, two rows at a time."""
         outputs = []
         for part in rows.split(2):
-            with r.trunk.rows(part) if recorded else NoTrunk().rows(part):
+            with r.trunk.replaying(part) if recorded else NoTrunk().replaying(part):
                 scores = r.policy(ids[part], attended[part], mask[part])
                 values = r.value.values(ids[part], attended[part], WIDTH)
             (scores.logprobs.sum() + values.square().sum()).backward()
@@ -94,8 +97,9 @@ def test_replay_in_another_order_gives_the_same_numbers_and_gradients(architectu
     recorded = False
     expected = run(order)
     r.attach()
-    with torch.no_grad(), r.trunk.recording():
-        for part in order.sort().values.split(2):
+    r.trunk.begin(*ids.shape)
+    for part in order.sort().values.split(2):
+        with torch.no_grad(), r.trunk.recording(part):
             r.reference(ids[part], attended[part], mask[part])
     recorded = True
     found = run(order)
@@ -107,11 +111,12 @@ def test_replay_in_another_order_gives_the_same_numbers_and_gradients(architectu
 def test_replay_does_not_run_the_trunk(architecture: str):
     r, (ids, attended, mask) = Roles(architecture), rollout()
     r.attach()
+    r.trunk.begin(*ids.shape)
     with r.trunk.recording():
         expected = r.reference(ids, attended, mask).logprobs
     for layer in decoder_layers(r.reference.lm)[:2]:
         noise(layer)
-    with r.trunk.rows(slice(None)):
+    with r.trunk.replaying(slice(None)):
         assert torch.equal(r.reference(ids, attended, mask).logprobs, expected)
 
 
@@ -122,9 +127,10 @@ def test_outside_recording_and_replay_an_attached_model_computes_as_before(archi
     expected = r.policy(ids, attended, mask).logprobs
     r.attach()
     assert torch.equal(r.policy(ids, attended, mask).logprobs, expected)
+    r.trunk.begin(*ids.shape)
     with r.trunk.recording():
         r.reference(ids, attended, mask)
-    with r.trunk.rows(slice(0, 2)):
+    with r.trunk.replaying(slice(0, 2)):
         pass
     assert torch.equal(r.policy(ids, attended, mask).logprobs, expected)
 
@@ -143,12 +149,14 @@ def test_generation_works_on_an_attached_model():
 def test_a_new_recording_replaces_the_last_one():
     r, (ids, attended, mask) = Roles("llama"), rollout()
     r.attach()
+    r.trunk.begin(*ids.shape)
     with r.trunk.recording():
         r.reference(ids, attended, mask)
     other = random_ids(*ids.shape, seed=5)
+    r.trunk.begin(*ids.shape)
     with r.trunk.recording():
         expected = r.reference(other, attended, mask).logprobs
-    with r.trunk.rows(slice(None)):
+    with r.trunk.replaying(slice(None)):
         assert torch.equal(r.reference(other, attended, mask).logprobs, expected)
 
 
@@ -158,7 +166,8 @@ def test_a_trunk_of_no_layers_computes_everything():
     r, (ids, attended, mask) = Roles("llama", depth=0), rollout()
     expected = r.policy(ids, attended, mask).logprobs
     r.attach()
+    r.trunk.begin(*ids.shape)
     with r.trunk.recording():
         r.reference(ids, attended, mask)
-    with r.trunk.rows(slice(None)):
+    with r.trunk.replaying(slice(None)):
         assert torch.equal(r.policy(ids, attended, mask).logprobs, expected)
