@@ -34,11 +34,17 @@ def resolve(spec: str) -> Callable[..., list[float]]:
     try:
         module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
         function = getattr(module, name)
-    except Exception as error:  # a user's module may fail in any way; all of them mean the same here
+    except (ImportError, AttributeError, FileNotFoundError, ValueError) as error:
         raise RewardError(
             "REW04",
             f"reward function '{spec}' cannot be imported ({error})",
             fix="module:function, or path/to/file.py:function",
+        ) from error
+    except Exception as error:  # the user's module ran and failed in a way of its own
+        raise RewardError(
+            "REW04",
+            f"reward function '{spec}' cannot be imported ({type(error).__name__}: {error})",
+            fix="correct that file",
         ) from error
     if not callable(function):
         raise RewardError("REW04", f"{spec} is a {type(function).__name__}, not a function", fix="name a function")

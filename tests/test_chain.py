@@ -77,7 +77,7 @@ def test_every_final_loads_with_plain_transformers(run: Path) -> None:
 
 def test_the_report_shows_all_three_models(run: Path) -> None:
     page = (run / "report.html").read_text()
-    assert all(name in page for name in ("Base", "SFT", "PPO"))
+    assert all(name in page for name in ("base", "SFT", "PPO"))
     assert "<svg" in page
 
 

@@ -19,11 +19,7 @@ def commands() -> list[str]:
     blocks = re.findall(
         r"^```(?:bash|sh|console|shell)\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
-    lines = [
-        line.strip().removeprefix("$ ")
-        for block in blocks
-        for line in block.replace("\\\n", " ").splitlines()
-    ]
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line.startswith(("rlhf ", "bash scripts/"))]
 
 

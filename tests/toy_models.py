@@ -4,7 +4,7 @@ Initial weights are scaled up (std 0.3), so that distributions are far from unif
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from pipeline.checkpoints import CheckpointManager
 from stages.base import StageContext
 
 torch.set_num_threads(1)
@@ -131,17 +132,7 @@ class MemoryTracker:
         return [row[name] for row in self.metrics if name in row]
 
 
-class NoCheckpoints:
-    """No earlier state; the stages on TRL's trainers keep their own."""
-
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        raise AssertionError("not used by these stages")
-
-    def latest(self) -> None:
-        return None
-
-
 def context(folder: Path, seed: int = 0) -> StageContext:
     """The services of a stage, remembering its log in `context.tracker`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return StageContext(folder, MemoryTracker(), NoCheckpoints(), seed)
+    return StageContext(folder, MemoryTracker(), CheckpointManager(folder / "checkpoints", keep=2), seed)

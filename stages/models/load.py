@@ -117,7 +117,7 @@ def _padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def load_causal_lm(base: str, dtype: str = "float32", trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model in eval mode, with dropout off for good (PPO.md: ratios start at exactly 1)."""
+    """A causal language model in eval mode, with dropout off for good so that the first ratio is exactly 1."""
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
     except OSError as error:

@@ -32,9 +32,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text(CONFIG)
     Path("base").mkdir()
-    Path("base/config.json").write_text(
-        '{"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64}'
-    )
+    Path("base/config.json").write_text('{"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64}')
     for name, row in ROWS.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(4)))
     return tmp_path

@@ -67,9 +67,7 @@ def test_a_crash_while_writing_leaves_the_previous_one(checkpoints, told):
     assert checkpoints.latest()[0] == 1
     assert len(told) == 1
     assert told[0].startswith("[CKPT02] ")
-    assert told[0].endswith(
-        "save was interrupted; skipped, resuming from " + str(checkpoints.folder / "step-000001")
-    )
+    assert told[0].endswith("save was interrupted; skipped, resuming from " + str(checkpoints.folder / "step-000001"))
 
 
 def test_a_crash_between_writing_and_renaming_leaves_the_previous_one(checkpoints, monkeypatch):

@@ -123,9 +123,7 @@ def test_a_duplicate_key_names_both_lines(tmp_path):
 
 
 def test_aliases_are_refused_before_they_are_expanded(tmp_path):
-    bomb = "a: &a [x, x]\n" + "".join(
-        f"{c}: &{c} [*{p}, *{p}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True)
-    )
+    bomb = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True))
     assert mistakes(bomb, folder=tmp_path)[0] == (
         "[CONF03] c.yaml:2: alias '*a' is not supported; fix: write the value out"
     )

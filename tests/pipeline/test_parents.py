@@ -31,9 +31,7 @@ def test_an_sft_folder_is_refused_as_reward_model(run, finish):
 
 def test_a_foreign_language_model_is_refused_as_reward_model(run, finish):
     finish(run, "sft")
-    assert refusal(run, "ppo", "reward=[{model: base}]").startswith(
-        "[STAGE01] reward model base is a model of kind"
-    )
+    assert refusal(run, "ppo", "reward=[{model: base}]").startswith("[STAGE01] reward model base is a model of kind")
 
 
 def test_a_reward_model_is_refused_as_policy(run, finish):
@@ -47,16 +45,12 @@ def test_a_reward_model_is_refused_as_policy(run, finish):
 def test_a_foreign_classifier_is_refused_as_policy(run):
     Path("classifier").mkdir()
     Path("classifier/config.json").write_text('{"architectures": ["GPT2ForSequenceClassification"]}')
-    assert refusal(run, "sft", "model.path=./classifier").startswith(
-        "[STAGE02] model.path ./classifier is a reward"
-    )
+    assert refusal(run, "sft", "model.path=./classifier").startswith("[STAGE02] model.path ./classifier is a reward")
 
 
 def test_a_copied_stage_folder_is_refused(run, finish):
     finish(run, "sft", stage="reward_model")
-    assert refusal(run, "ppo").startswith(
-        "[STAGE02] runs/small/sft holds a 'reward_model' stage, ppo needs 'sft'"
-    )
+    assert refusal(run, "ppo").startswith("[STAGE02] runs/small/sft holds a 'reward_model' stage, ppo needs 'sft'")
 
 
 @pytest.mark.parametrize(

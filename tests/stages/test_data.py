@@ -97,8 +97,7 @@ def test_all_mistakes_of_a_file_are_told_together(file: Path) -> None:
 def test_long_lists_of_rows_are_cut(file: Path) -> None:
     write(file, *[{"prompt": None}] * 7)
     assert message(read_prompts, file) == (
-        "[DATA02] data.jsonl row 1: 'prompt' is null (7 such rows: 1, 2, 3, 4, 5, ...); "
-        "fix: correct or remove them"
+        "[DATA02] data.jsonl row 1: 'prompt' is null (7 such rows: 1, 2, 3, 4, 5, ...); fix: correct or remove them"
     )
 
 

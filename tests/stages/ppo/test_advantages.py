@@ -1,6 +1,6 @@
 """Rewards, advantages and returns against closed forms. Axes: B batch, T completion tokens.
 
-Numbers in comments are those of PPO.md's invariants.
+Numbers in comments are those of docs/invariants.md.
 """
 
 import pytest

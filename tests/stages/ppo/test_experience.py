@@ -1,6 +1,6 @@
 """Rollouts, experience and what the trainer's evaluation puts into it. Axes: B batch, T completion tokens.
 
-Numbers in comments are those of PPO.md's invariants.
+Numbers in comments are those of docs/invariants.md.
 """
 
 from dataclasses import FrozenInstanceError, fields
@@ -58,9 +58,7 @@ def literal_experience() -> Experience:
         ([7, PAD, 8, STOP, PAD], [1, 1, 1, 1, 0]),  # a sampled padding id is an action like any other
     ],
 )
-def test_the_mask_reaches_up_to_and_includes_the_first_stop_token(
-    completion: list[int], expected: list[int]
-):  # 7
+def test_the_mask_reaches_up_to_and_includes_the_first_stop_token(completion: list[int], expected: list[int]):  # 7
     assert completion_mask(torch.tensor([completion]), [STOP]).int().tolist() == [expected]
 
 
@@ -88,9 +86,7 @@ def test_completions_start_right_after_the_prompt_columns():
 # Choosing rows
 
 
-@pytest.mark.parametrize(
-    "rows", [torch.tensor([1, 0, 1]), torch.tensor([1]), slice(1, 2), slice(0, 2)], ids=str
-)
+@pytest.mark.parametrize("rows", [torch.tensor([1, 0, 1]), torch.tensor([1]), slice(1, 2), slice(0, 2)], ids=str)
 def test_choosing_rows_chooses_them_in_every_field(rows: Tensor | slice):  # 28
     experience = literal_experience()
     chosen = experience[rows]
@@ -140,9 +136,7 @@ def test_garbage_in_padding_changes_no_bit_from_reference_to_gradient(garbage: f
     for tensors in (clean, [spoil(x, mask, garbage) for x in clean]):
         new, old, ref, values, old_values = tensors
         new, values = new.clone().requires_grad_(), values.clone().requires_grad_()
-        advantages, returns = gae(
-            token_rewards(scores, k1(old, ref, mask), mask, 0.1), old_values, mask, 1.0, 0.95
-        )
+        advantages, returns = gae(token_rewards(scores, k1(old, ref, mask), mask, 0.1), old_values, mask, 1.0, 0.95)
         loss = policy_loss(log_ratio(new, old, mask), whiten(advantages, mask), mask, 0.2).sum()
         loss = loss + value_loss(values, old_values, returns, mask, 0.2).sum()
         results.append([loss.detach(), *torch.autograd.grad(loss, [new, values])])
@@ -172,9 +166,7 @@ def test_rewards_of_an_evaluated_rollout_are_scores_minus_the_kl_penalty():  # 1
 def test_returns_do_not_know_whether_advantages_are_whitened():  # 19
     plain, whitened = (evaluated(whiten_advantages=flag) for flag in (False, True))
     assert torch.equal(plain.returns, whitened.returns)
-    assert torch.allclose(
-        plain.returns[plain.mask], (plain.advantages + plain.values)[plain.mask], rtol=0, atol=1e-6
-    )
+    assert torch.allclose(plain.returns[plain.mask], (plain.advantages + plain.values)[plain.mask], rtol=0, atol=1e-6)
     assert not torch.allclose(plain.advantages, whitened.advantages, atol=0.1)
 
 

@@ -1,7 +1,7 @@
 """KL estimators against exact distributions, and the controllers' published numbers.
 
 Axes: N completions, V actions, T completion tokens.
-Numbers in comments are those of PPO.md's invariants.
+Numbers in comments are those of docs/invariants.md.
 """
 
 import math
@@ -57,9 +57,7 @@ def test_estimates_of_equal_policies_are_exactly_zero(estimator: Estimator):  # 
 
 @pytest.mark.parametrize("estimator", [k1, k3])
 @pytest.mark.parametrize("garbage", GARBAGE)
-def test_estimates_are_zero_outside_the_mask_whatever_padding_holds(
-    estimator: Estimator, garbage: float
-):  # 8
+def test_estimates_are_zero_outside_the_mask_whatever_padding_holds(estimator: Estimator, garbage: float):  # 8
     mask = mask_of([5, 2, 1], 5)
     logprobs, ref = normal(3, 5, seed=0), normal(3, 5, seed=1)
     clean = estimator(logprobs, ref, mask)
@@ -129,15 +127,11 @@ class EveryCompletion:
         sequence, ref = self.logprobs(logits).sum(1), self.ref.sum(1)
         return (sequence.exp() * (score_coef * self.scores - beta * (sequence - ref))).sum()
 
-    def surrogate(
-        self, logits: Tensor, score_coef: float, beta: float, estimator: Estimator, values: Tensor
-    ) -> Tensor:
+    def surrogate(self, logits: Tensor, score_coef: float, beta: float, estimator: Estimator, values: Tensor) -> Tensor:
         """Expectation of PPO's loss with the estimator in the reward, before the policy has moved."""
         logprobs = self.logprobs(logits)
         old = logprobs.detach()
-        rewards = token_rewards(
-            score_coef * self.scores, estimator(old, self.ref, self.mask), self.mask, beta
-        )
+        rewards = token_rewards(score_coef * self.scores, estimator(old, self.ref, self.mask), self.mask, beta)
         advantages, _ = gae(rewards, values[self.states], self.mask, gamma=1.0, lam=1.0)
         loss = policy_loss(log_ratio(logprobs, old, self.mask), advantages, self.mask, clip_range=0.2)
         return (old.sum(1).exp() * loss.sum(1)).sum()
@@ -187,9 +181,7 @@ def test_adaptive_beta_follows_the_published_rule(kl: float, episodes: int, expe
     assert controller.coef == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("kl", "expected"), [(7.2, 1.02), (7.3, 1.02), (1e6, 1.02), (4.8, 0.98), (-1e6, 0.98)]
-)
+@pytest.mark.parametrize(("kl", "expected"), [(7.2, 1.02), (7.3, 1.02), (1e6, 1.02), (4.8, 0.98), (-1e6, 0.98)])
 def test_the_relative_error_saturates_at_a_fifth(kl: float, expected: float):  # 22
     controller = AdaptiveKL(1.0, target=6.0, horizon=100)
     controller.update(kl, episodes=10)

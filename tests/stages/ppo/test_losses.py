@@ -1,6 +1,6 @@
 """PPO's losses and their gradients against literals. Axes: B batch, T completion tokens, V actions.
 
-Numbers in comments are those of PPO.md's invariants.
+Numbers in comments are those of docs/invariants.md.
 """
 
 import math
@@ -96,9 +96,7 @@ def test_the_clip_is_pessimistic_in_loss_and_gradient(
 @pytest.mark.parametrize(("ratio", "loss"), [(1.05, -1.05), (1.2, -1.1), (0.5, -0.5)])
 def test_the_clip_range_is_the_one_asked_for(ratio: float, loss: float):  # 24
     ratios = torch.tensor([[math.log(ratio)]], dtype=DOUBLE)
-    assert float(policy_loss(ratios, torch.ones(1, 1, dtype=DOUBLE), ONE, clip_range=0.1)) == pytest.approx(
-        loss
-    )
+    assert float(policy_loss(ratios, torch.ones(1, 1, dtype=DOUBLE), ONE, clip_range=0.1)) == pytest.approx(loss)
 
 
 def test_before_the_first_update_loss_and_gradient_are_minus_the_advantages():  # 1, 23
@@ -184,9 +182,7 @@ def test_doubling_the_advantages_doubles_the_unclipped_gradient():  # 31
         (4.0, 2.0, 2.0),  # overshoot: the true error is the larger again
     ],
 )
-def test_the_value_loss_takes_the_larger_of_clipped_and_plain_error(
-    value: float, loss: float, gradient: float
-):  # 26
+def test_the_value_loss_takes_the_larger_of_clipped_and_plain_error(value: float, loss: float, gradient: float):  # 26
     assert value_at(value, old=1.0, target=2.0, clip_range=0.2) == pytest.approx((loss, gradient), abs=1e-12)
 
 
@@ -194,21 +190,15 @@ def test_the_clipped_value_branch_has_exactly_no_gradient():  # 26
     assert value_at(1.9, old=1.0, target=2.0, clip_range=0.2)[1] == 0.0
 
 
-@pytest.mark.parametrize(
-    ("value", "loss", "gradient"), [(1.9, 0.005, -0.1), (0.5, 1.125, -1.5), (5.0, 4.5, 3.0)]
-)
-def test_without_a_range_the_value_loss_is_half_the_squared_error(
-    value: float, loss: float, gradient: float
-):  # 26
+@pytest.mark.parametrize(("value", "loss", "gradient"), [(1.9, 0.005, -0.1), (0.5, 1.125, -1.5), (5.0, 4.5, 3.0)])
+def test_without_a_range_the_value_loss_is_half_the_squared_error(value: float, loss: float, gradient: float):  # 26
     assert value_at(value, old=1.0, target=2.0, clip_range=None) == pytest.approx((loss, gradient), abs=1e-12)
 
 
 # Padding
 
 
-def total_loss(
-    tensors: Sequence[Tensor], mask: Tensor, dual_clip: float | None, value_clip: float | None
-) -> Tensor:
+def total_loss(tensors: Sequence[Tensor], mask: Tensor, dual_clip: float | None, value_clip: float | None) -> Tensor:
     """Policy plus value loss of (logprobs, old logprobs, advantages, values, old values, returns)."""
     logprobs, old_logprobs, advantages, values, old_values, returns = tensors
     policy = policy_loss(log_ratio(logprobs, old_logprobs, mask), advantages, mask, 0.2, dual_clip)
@@ -326,9 +316,9 @@ RETURNS = [1.0, 2.0, 3.0, 4.0]
 def test_explained_variance_is_one_minus_the_share_of_variance_left(
     values: list[float], returns: list[float], expected: float
 ):
-    assert explained_variance(
-        torch.tensor([values]), torch.tensor([returns]), mask_of([4], 4)
-    ) == pytest.approx(expected)
+    assert explained_variance(torch.tensor([values]), torch.tensor([returns]), mask_of([4], 4)) == pytest.approx(
+        expected
+    )
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
