@@ -1,12 +1,13 @@
 """The config tree of a run. Imports no torch."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from reward.config import RewardTerm
 from reward.settings import Settings
-from stages.models.config import ModelConfig
+from stages.models.config import ModelConfig, TrunkConfig, TuningConfig
 from stages.ppo.config import PPOConfig
 from stages.reward_model.config import RewardModelConfig
 from stages.sft.config import SFTConfig
@@ -69,6 +70,7 @@ class PipelineConfig(Settings):
     seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
     model: ModelConfig
+    trunk: TrunkConfig = TrunkConfig()
     prepare: PrepareConfig | None = None
     data: DataConfig = DataConfig()
     sft: SFTConfig = SFTConfig()
@@ -80,10 +82,35 @@ class PipelineConfig(Settings):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
-    def _reference_is_the_same_numbers(self) -> "PipelineConfig":
-        if self.model.dtype == "bfloat16" and self.ppo.enabled and self.ppo.tuning.method == "full":
-            raise ValueError(
+    def _methods_fit_together(self) -> "PipelineConfig":
+        mistakes = list(self._method_mistakes())
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    def _method_mistakes(self) -> Iterator[str]:
+        """What the stages' fine-tuning methods cannot do after one another, or with this model."""
+        tunings: dict[str, TuningConfig] = {s: getattr(self, s).tuning for s in STAGES if getattr(self, s).enabled}
+        starts_at_sft = {"reward_model", "ppo"} - ({"reward_model"} if self.reward_model.path else set())
+        for stage in [s for s in tunings if s in starts_at_sft and "sft" in tunings]:
+            if not tunings[stage].can_follow(tunings["sft"]):
+                other = ", or set reward_model.path: <model.path>" if stage == "reward_model" else ""
+                yield (
+                    f"{stage}.tuning cannot start where sft.tuning ends: {tunings['sft'].method} cannot be merged into "
+                    f"weights; give {stage}.tuning the values of sft.tuning, or let sft train lora or full{other}"
+                )
+        ppo = tunings.get("ppo")
+        if ppo and self.trunk.frozen_layers and (ppo.method == "full" or ppo.uses_virtual_tokens):
+            yield (
+                f"trunk.frozen_layers with ppo.tuning.method: {ppo.method}, which changes what every layer computes; "
+                "set trunk.frozen_layers: 0, or use lora or adapter"
+            )
+        if self.sft.packing and "sft" in tunings and tunings["sft"].uses_virtual_tokens:
+            yield f"sft.packing puts several texts behind one {tunings['sft'].method} prompt; set sft.packing: false"
+        for stage in [s for s in tunings if tunings[s].method == "full" and self.model.quantization != "none"]:
+            yield f"{stage}.tuning.method: full cannot train 4-bit weights; set model.quantization: none, or use lora"
+        if self.model.dtype == "bfloat16" and ppo and ppo.method == "full":
+            yield (
                 "ppo.tuning.method: full trains float32 weights, so with model.dtype: bfloat16 the frozen reference "
                 "would be rounded and KL would not start at 0; set model.dtype: float32, or method: lora"
             )
-        return self

@@ -43,7 +43,8 @@ def inputs_of(run: RunDir, config: PipelineConfig, stage: str) -> StageInputs:
     """
     hashes = run.hashes()
     check_policy(config.model.path)
-    base = {"id": config.model.path, "hash": _base_hash(config.model.path, hashes)}
+    path = (stage == "reward_model" and config.reward_model.path) or config.model.path
+    base = {"id": path, "hash": _base_hash(path, hashes)}
     data = data_of(config, stage)
     data_hashes = {role: _data_hash(role, path, hashes) for role, path in data.items()}
     parents = parents_of(run, config, stage)
@@ -56,6 +57,7 @@ def inputs_of(run: RunDir, config: PipelineConfig, stage: str) -> StageInputs:
             "section": _effective(section),
             "sampling": _effective(config.ppo) if stage == "evaluation" else None,
             "model": {k: v for k, v in plain(config.model).items() if k != "path"},
+            "trunk": plain(config.trunk),
             "seed": config.seed,
             "base": base["hash"],
             "data": data_hashes,

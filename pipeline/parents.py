@@ -1,6 +1,6 @@
 """Which models a stage builds on, and whether they fit. Imports no torch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.config import PipelineConfig
@@ -19,7 +19,8 @@ def needs_reward_model(config: PipelineConfig) -> bool:
 def parents_of(run: RunDir, config: PipelineConfig, stage: str) -> dict[str, StageDir]:
     """Folders of the finished stages that `stage` builds on."""
     wanted: list[str] = []
-    if stage != "sft" and config.sft.enabled:
+    alone = stage == "reward_model" and config.reward_model.path
+    if stage != "sft" and config.sft.enabled and not alone:
         wanted.append("sft")
     if stage in ("ppo", "evaluation") and needs_reward_model(config):
         wanted.append("reward_model")
@@ -47,17 +48,21 @@ def _again(run_path: Path, stage: str) -> str:
 
 
 def check_fit(parents: Mapping[str, StageDir], base: Mapping[str, str], config: PipelineConfig) -> None:
-    """Refuse models that do not share one base, one tokenizer and one chat template.
+    """Refuse parents that do not share one base, one tokenizer and one chat template.
+
+    A reward model from another run, or with a base of its own, may differ: it then reads decoded texts in its own way.
 
     Raises:
         InputError: STAGE05 other base, STAGE03 other tokenizer, STAGE04 other template,
             STAGE01 no reward model.
     """
     expected = {"base": (config.model.path, base["hash"])}
-    for folder in (*parents.values(), *_foreign_reward_models(config)):
-        manifest = folder.manifest
-        if not manifest:  # from elsewhere, so nothing is known of its making
+    for model in (term.model for term in config.reward if term.model not in (None, "reward_model")):
+        check_reward_path(model)
+    for name, folder in parents.items():
+        if name == "reward_model" and config.reward_model.path:
             continue
+        manifest = folder.manifest
         found = {
             "base": manifest["base"]["hash"],
             "tokenizer": manifest.get("tokenizer_hash"),
@@ -65,13 +70,6 @@ def check_fit(parents: Mapping[str, StageDir], base: Mapping[str, str], config: 
         }
         for what, digest in found.items():
             _compare(what, folder.final, digest, *expected.setdefault(what, (str(folder.final), digest)))
-
-
-def _foreign_reward_models(config: PipelineConfig) -> Iterator[StageDir]:
-    for term in config.reward:
-        if term.model and term.model != "reward_model":
-            check_reward_path(term.model)
-            yield StageDir(Path(term.model).parent)
 
 
 def _compare(what: str, folder: Path, found: str | None, other: str, expected: str | None) -> None:

@@ -10,13 +10,14 @@ from packaging.requirements import Requirement
 
 from pipeline import batch_plan
 from pipeline.batch_plan import StagePlan
-from pipeline.config import PipelineConfig
+from pipeline.config import STAGES, PipelineConfig
 from pipeline.lineage import data_of, enabled_steps
 from pipeline.parents import check_policy, check_reward_path, is_local, needs_reward_model
 from pipeline.problems import missing_path
 from pipeline.rundir import RunDir
 from reward.base import RewardError, resolve
 from stages.base import InputError
+from stages.models.config import KEYS
 
 _PACKAGE = "rlhf-pipeline"
 
@@ -42,6 +43,7 @@ def check(config: PipelineConfig) -> Preflight:
     found.errors += batch_plan.batch_errors(config, rows)
     found.errors += _collected(lambda: _check_model(config, deferred=bool(missing)))
     found.errors += list(_parent_errors(config))
+    found.errors += list(_method_errors(config))
     found.errors += list(_reward_errors(config))
     found.errors += list(_length_errors(config))
     found.plan = batch_plan.plan(config, rows)
@@ -132,6 +134,17 @@ def _parent_errors(config: PipelineConfig) -> Iterator[InputError]:
         yield InputError("STAGE07", problem, fix="set reward_model.enabled=true, or change `reward`")
     if not enabled_steps(config):
         yield InputError("STAGE07", "no stage is enabled", fix="set sft.enabled=true")
+
+
+def _method_errors(config: PipelineConfig) -> Iterator[InputError]:
+    """TUNE05: a method that is neither ours nor a PEFT type, or arguments that its config class does not have."""
+    tunings = [getattr(config, stage).tuning for stage in STAGES if getattr(config, stage).enabled]
+    named = [tuning for tuning in tunings if tuning.method not in KEYS]
+    if named:
+        from stages.models.peft_types import check_peft_type  # torch: only for those who name a PEFT type
+
+        for tuning in named:
+            yield from _collected(lambda tuning=tuning: check_peft_type(tuning))
 
 
 def _reward_errors(config: PipelineConfig) -> Iterator[InputError]:

@@ -87,7 +87,9 @@ def _run_sft(config: PipelineConfig, inputs: StageInputs, context: StageContext)
     from stages.sft.stage import run_sft
 
     data = inputs.data
-    return run_sft(config.sft, config.model, data["demonstrations.train"], data.get("demonstrations.eval"), context)
+    return run_sft(
+        config.sft, config.model, data["demonstrations.train"], data.get("demonstrations.eval"), context, config.trunk
+    )
 
 
 def _run_reward_model(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
@@ -104,6 +106,7 @@ def _run_reward_model(config: PipelineConfig, inputs: StageInputs, context: Stag
         sft=inputs.parents.get("sft"),
         context=context,
         demonstrations=read_demonstrations(shown) if shown else [],
+        trunk=config.trunk,
     )
 
 
@@ -120,6 +123,7 @@ def _run_ppo(config: PipelineConfig, inputs: StageInputs, context: StageContext)
         sft=inputs.parents.get("sft"),
         reward_model=inputs.parents.get("reward_model"),
         context=context,
+        trunk=config.trunk,
     )
 
 
@@ -136,6 +140,7 @@ def _run_evaluation(config: PipelineConfig, inputs: StageInputs, context: StageC
         policy=inputs.parents.get("ppo"),
         reward_model=inputs.parents.get("reward_model"),
         context=context,
+        trunk=config.trunk,
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reward.base import RewardFunction, called, checked
-from reward.learned import ModelTerm
+from reward.learned import ModelTerm, RereadModelTerm
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FunctionTerm:
 class RewardMixture:
     """`score = sum_i weight_i term_i`."""
 
-    def __init__(self, terms: Sequence[FunctionTerm | ModelTerm]):
+    def __init__(self, terms: Sequence[FunctionTerm | ModelTerm | RereadModelTerm]):
         self.terms = tuple(terms)
 
     def __call__(self, texts: Texts, read: Callable[[Any], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -8,12 +8,12 @@ import torch
 from reward.base import checked, resolve
 from reward.config import RewardTerm
 from stages.base import StageContext
-from stages.models.config import ModelConfig
+from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.load import source_of
+from stages.ppo.builder import PPOBuilder
 from stages.ppo.config import PPOConfig
 from stages.ppo.evaluation import Completions, Estimate, Evaluator, distinct_2
 from stages.ppo.loop import EVALUATION_SEED
-from stages.ppo.stage import PPOBuilder
 from stages.quiet import quiet_libraries
 
 Table = dict[str, dict[str, dict[str, float]]]
@@ -37,6 +37,7 @@ def run_evaluation(
     policy: Path | None,
     reward_model: Path | None,
     context: StageContext,
+    trunk: TrunkConfig = NO_FROZEN_LAYERS,
 ) -> Table:
     """Metrics of each policy that exists: {"base" | "sft" | "ppo": {metric: {"value", "standard_error", "n"}}}.
 
@@ -44,7 +45,7 @@ def run_evaluation(
     has enough rows, so that the choice does not flatter the result.
     """
     quiet_libraries()
-    builder = PPOBuilder(ppo, model, terms, sft, reward_model, context.seed)
+    builder = PPOBuilder(ppo, model, terms, sft, reward_model, context.seed, trunk)
     sources = {
         "base": source_of(model.path),
         "sft": source_of(sft) if sft else None,
@@ -56,13 +57,13 @@ def run_evaluation(
         if source
     }
     reward, scorers = builder.reward()
-    trunk = builder.trunk([builder.reference_lm, *policies.values(), *(s.classifier for s in scorers)])
+    shared = builder.trunk(builder.reference_lm, [*policies.values(), *(s.classifier for s in scorers)])
     evaluator = Evaluator(
         builder.policy(builder.reference_lm),
         reward,
         builder.sampler(context.seed + 2 * EVALUATION_SEED),
         builder.renderer.decode,
-        trunk,
+        shared,
         config.batch_size,
     )
     held_out = builder.prompts(prompts)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -20,7 +22,9 @@ from transformers import (
 )
 
 from stages.base import Diverged, StageContext
+from stages.models.adapters import verify_saved
 from stages.models.config import ModelConfig
+from stages.models.roles import Roles
 from stages.progress import Progress
 from stages.reward_model.config import RewardModelConfig
 from stages.sft.config import SFTConfig
@@ -50,6 +54,7 @@ def training_arguments(
         "bf16": model.compute == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": config.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},  # reentrant: no gradient below frozen embeddings
         "remove_unused_columns": False,  # the collators read what they need; the sampler reads `length`
         "train_sampling_strategy": "group_by_length" if config.group_by_length else "random",
         "logging_steps": config.log_every,
@@ -134,11 +139,19 @@ def checkpoint_to_resume(context: StageContext) -> str | None:
     return str(found[1])
 
 
-def publish(model: Any, tokenizer: PreTrainedTokenizerBase, final: Path) -> None:
-    """Write a stage's model so that plain transformers (and peft) load it."""
+def publish(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, final: Path, roles: Roles) -> None:
+    """Write a stage's model so that plain transformers (and peft) load it; an adapter with the identity of its base.
+
+    Raises InputError PEFT02 when an adapter, read back, is not whole or learned nothing.
+    """
     model.save_pretrained(final)
     tokenizer.save_pretrained(final)
     (final / "README.md").unlink(missing_ok=True)  # PEFT's model card names a path and says nothing
+    if isinstance(model, PeftModel):
+        identity = roles.identity(model.active_peft_config.base_model_name_or_path)
+        if identity is not None:
+            identity.save(final)
+        verify_saved(model, final)
 
 
 def is_adapter(final: Path) -> bool:

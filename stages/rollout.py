@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from stages.models.precision import autocast
+from stages.models.virtual_tokens import generate
 
 
 def completion_mask(completions: Tensor, stop_ids: Sequence[int]) -> Tensor:
@@ -134,11 +135,9 @@ class Sampler:
         ids, prompt_mask = ids.to(device), prompt_mask.to(device)
         draw = InverseCDF(uniforms(self.seed, episodes, self.max_new_tokens).to(device), self.temperature)
         with autocast(self.compute, device), generating_with(lm, self._plain_greedy()):
-            sampled = lm.generate(
-                input_ids=ids, attention_mask=prompt_mask.long(), logits_processor=LogitsProcessorList([draw])
-            )
+            sampled = generate(lm, ids, prompt_mask, logits_processor=LogitsProcessorList([draw]))
         completions = torch.full((len(prompts), self.max_new_tokens), self.pad_id, device=device)
-        completions[:, : sampled.shape[1] - ids.shape[1]] = sampled[:, ids.shape[1] :]
+        completions[:, : sampled.shape[1]] = sampled
         mask = completion_mask(completions, self.stop_ids)
         mask[:, len(draw.logprobs) :] = False
         stopped = torch.isin(completions, torch.tensor(self.stop_ids, device=device)).logical_and(mask).any(1)
@@ -165,15 +164,10 @@ def generating_with(lm: nn.Module, config: GenerationConfig) -> Iterator[None]:
     would copy its whole weight once per row: 3.6 GB at 64 rows and a vocabulary of 49k.
     """
     base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-    # PEFT's generate() copies a config of its own onto the base model, if one was ever set on the wrapper.
-    holders = [model for model in {lm, base} if "generation_config" in vars(model)]
-    own = [model.generation_config for model in holders]
-    for model in holders:
-        model.generation_config = config
+    own, base.generation_config = base.generation_config, config
     hook = base.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     try:
         yield
     finally:
         hook.remove()
-        for model, its_own in zip(holders, own, strict=True):
-            model.generation_config = its_own
+        base.generation_config = own

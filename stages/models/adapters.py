@@ -1,100 +1,130 @@
-"""Adapters: made from a tuning section, or continued from the stage before."""
+"""Adapters of every PEFT type: made, continued, merged, and read back checked."""
 
+import dataclasses
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stages.base import InputError
-from stages.models.config import TuningConfig
-from stages.models.trunk import decoder_layers
+from stages.models.virtual_tokens import CLASSES, has_virtual_tokens, is_head
 
-QUERY_AND_VALUE = (("q_proj", "v_proj"), ("query_key_value",), ("c_attn",), ("query", "value"), ("qkv_proj",))
-
-
-def peft_config(tuning: TuningConfig, model: PreTrainedModel, task: TaskType) -> LoraConfig:
-    """The PEFT configuration of a tuning section for this architecture.
-
-    Raises InputError TUNE01 when the architecture has no known query and value projections, TUNE02 when it has
-    fewer layers than top_layers.
-    """
-    layers = len(decoder_layers(model))
-    if tuning.top_layers is not None and tuning.top_layers > layers:
-        raise InputError(
-            "TUNE02",
-            f"tuning.top_layers is {tuning.top_layers}, the model has {layers} layers",
-            fix=f"top_layers <= {layers}",
-        )
-    chosen = None if tuning.top_layers is None else list(range(layers - tuning.top_layers, layers))
-    return LoraConfig(
-        task_type=task,
-        r=tuning.r,
-        lora_alpha=tuning.alpha,
-        lora_dropout=tuning.dropout,
-        target_modules=_targets(tuning, model),
-        layers_to_transform=chosen,
-        fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in model.modules()),
-        modules_to_save=["score"] if task is TaskType.SEQ_CLS else None,
-    )
+_NOT_SHAPE = {
+    *("task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version"),
+    *("modules_to_save", "lora_dropout", "dropout", "init_lora_weights", "init_weights"),
+    *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
+}
+"""What an adapter may differ in from one that continues it."""
 
 
-def _targets(tuning: TuningConfig, model: PreTrainedModel) -> list[str]:
-    names = {name.rpartition(".")[2] for name, _ in decoder_layers(model).named_modules() if name}
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in decoder_layers(model).named_modules()
-        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
-    }
-    if tuning.targets == "all-linear":
-        return sorted(linear)
-    if tuning.targets == "auto":
-        for candidates in QUERY_AND_VALUE:
-            if set(candidates) <= names:
-                return list(candidates)
-        raise InputError(
-            "TUNE01",
-            f"no query and value projections known for {type(model).__name__}",
-            fix=f"set tuning.targets to some of {sorted(linear)}",
-        )
-    return tuning.targets
-
-
-def attach_adapter(model: PreTrainedModel, tuning: TuningConfig, task: TaskType, start: Path | None) -> PeftModel:
+def attach_adapter(model: PreTrainedModel, config: PeftConfig, start: Path | None = None) -> PeftModel:
     """Wrap a frozen model with a trainable float32 adapter: new, or continuing a copy of the one at `start`."""
-    peft_model = get_peft_model(model, peft_config(tuning, model, task))
+    make = CLASSES[config.task_type] if config.is_prompt_learning else get_peft_model
+    try:
+        peft_model = make(model, config)
+    except (TypeError, ValueError) as error:  # how PEFT says that a target is no module for this method
+        raise InputError(
+            "TUNE05", f"{config.peft_type.value} does not fit {type(model).__name__}: {error}", fix="change tuning"
+        ) from error
     if start is not None:
         load_adapter_weights(peft_model, start)
     return peft_model
 
 
-def load_adapter_weights(model: PeftModel, folder: Path) -> None:
-    """Copy an adapter's tensors into `model`; a head that only one of the two has stays as it is.
-
-    Raises InputError PEFT02 when the folder lacks a tensor of the adapter.
-    """
-    own = get_peft_model_state_dict(model)
-    found = load_peft_weights(str(folder), device="cpu")
-    missing = [name for name in own if "lora_" in name and name not in found]
-    if missing or not found:
-        raise InputError(
-            "PEFT02",
-            f"{folder} holds {len(found)} tensors and lacks {len(missing)} of the adapter, such as {missing[:1]}",
-            fix="train that stage again",
-        )
-    set_peft_model_state_dict(model, own | {name: tensor for name, tensor in found.items() if name in own})
+def continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The model with a trainable copy of the adapter at `folder`. Raises InputError PEFT02 unless it is complete."""
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = False
+    return attach_adapter(model, config, folder)
 
 
-def same_shape(tuning: TuningConfig, model: PreTrainedModel, folder: Path) -> bool:
-    """Whether the adapter at `folder` has the shape that `tuning` asks for, so that a stage can continue it."""
-    wanted, found = peft_config(tuning, model, TaskType.CAUSAL_LM), LoraConfig.from_pretrained(str(folder))
-    keys = ("r", "lora_alpha", "layers_to_transform")
-    return set(wanted.target_modules) == set(found.target_modules) and all(
-        getattr(wanted, k) == getattr(found, k) for k in keys
-    )
+def same_shape(model: PreTrainedModel, wanted: PeftConfig, folder: Path) -> bool:
+    """Whether a stage that wants this adapter on `model`, which is used up, can continue the one at `folder`."""
+    found = PeftConfig.from_pretrained(str(folder))
+    if type(found) is not type(wanted):
+        return False
+    with torch.random.fork_rng(devices=[]):  # asking must not change what is random later
+        wanted = attach_adapter(model, wanted).active_peft_config  # PEFT has filled in modules and sizes by now
+    names = {f.name for f in dataclasses.fields(wanted)} - _NOT_SHAPE
+    return all(_agree(getattr(wanted, name), getattr(found, name)) for name in names)
+
+
+def _agree(wanted: Any, found: Any) -> bool:
+    if isinstance(wanted, list | set | tuple) and isinstance(found, list | set | tuple):
+        return set(wanted) == set(found)
+    if isinstance(wanted, float) and isinstance(found, float):
+        return math.isclose(wanted, found)
+    return wanted == found
 
 
 def load_frozen_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The model with the adapter at `folder`, nothing trainable."""
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    """The model with the adapter at `folder`, nothing trainable. Raises InputError PEFT02 unless it is complete."""
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = True
+    return attach_adapter(model, config, folder).requires_grad_(False).eval()
+
+
+def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with the adapter at `folder` added into its weights.
+
+    Raises InputError PEFT03 when that is impossible.
+    """
+    config = PeftConfig.from_pretrained(str(folder))
+    try:
+        if config.is_prompt_learning:
+            raise NotImplementedError("virtual tokens are not weights")
+        return load_frozen_adapter(model, folder).merge_and_unload()
+    except (NotImplementedError, AttributeError) as error:
+        raise InputError(
+            "PEFT03",
+            f"{folder}: a {config.peft_type.value} adapter cannot be merged into weights ({error})",
+            fix="use that folder as it is, with the same method, or train lora or full",
+        ) from error
+
+
+def load_adapter_weights(model: PeftModel, folder: Path) -> None:
+    """Copy an adapter's tensors into `model`; a head that only one of the two has stays as it is.
+
+    Raises InputError PEFT02 unless the folder has just the tensors of the adapter, each in its shape.
+    """
+    own = get_peft_model_state_dict(model)
+    found = load_peft_weights(str(folder), device="cpu")
+    _require_same_tensors(folder, {k: v for k, v in own.items() if not is_head(k)}, found)
+    if has_virtual_tokens(model) and model.has_encoder:
+        model.load_encoder(folder)
+    else:
+        set_peft_model_state_dict(model, own | {k: v for k, v in found.items() if k in own})
+
+
+def _require_same_tensors(folder: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    wrong = [k for k, v in expected.items() if k not in found or found[k].shape != v.shape]
+    surplus = [k for k in found if k not in expected and not is_head(k)]
+    if wrong or surplus or not found:
+        what = f"lacks or misshapes {len(wrong)} of the adapter's {len(expected)} tensors, such as {wrong[:1]}"
+        what = what if wrong or not surplus else f"holds {len(surplus)} unknown tensors, such as {surplus[:1]}"
+        raise InputError("PEFT02", f"{folder}: adapter_model.safetensors {what}", fix="train that stage again")
+
+
+def verify_saved(model: PeftModel, folder: Path) -> None:
+    """Reopen a saved adapter: every tensor there, in its shape, finite, and no up-projection still at zero.
+
+    Raises InputError PEFT02 when it is not what was saved.
+    """
+    found = load_peft_weights(str(folder), device="cpu")
+    _require_same_tensors(folder, get_peft_model_state_dict(model), found)
+    broken = [k for k, v in found.items() if not v.isfinite().all()]
+    untrained = [k for k, v in found.items() if ("lora_B" in k or "bottleneck_up" in k) and not v.any()]
+    if broken or (untrained and len(untrained) == sum("lora_B" in k or "_up" in k for k in found)):
+        what = f"{broken[:1]} is not finite" if broken else "every up-projection is still zero after training"
+        raise InputError("PEFT02", f"{folder}: {what}", fix="lower the learning rate, or check what was trained")
+
+
+def trainable_count(model: nn.Module) -> tuple[int, int]:
+    """Trainable and all parameters, each tensor counted once."""
+    tensors = {id(p): p for p in model.parameters()}.values()
+    return sum(p.numel() for p in tensors if p.requires_grad), sum(p.numel() for p in tensors)

@@ -1,8 +1,8 @@
-"""What a user says about a model and about how a stage tunes it."""
+"""What a user says about a model and about how a stage tunes it. Imports no torch."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from reward.settings import Settings
 
@@ -14,6 +14,8 @@ class ModelConfig(Settings):
     """Storage type of frozen weights; trained weights are always float32."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Type of matrix products (autocast); log-probabilities, values and losses stay float32."""
+    quantization: Literal["none", "4bit"] = "none"
+    """4bit: frozen weights as NF4 (arXiv 2305.14314) by bitsandbytes, where it supports the machine."""
     trust_remote_code: bool = False
     """Run Python code shipped with the model. Off unless you have read that code."""
 
@@ -24,23 +26,91 @@ class ModelConfig(Settings):
         return self
 
 
+class TrunkConfig(Settings):
+    frozen_layers: int = Field(default=0, ge=0)
+    """First layers (count) that no adapter touches in any stage; PPO computes them once per rollout for all roles."""
+
+
+NO_FROZEN_LAYERS = TrunkConfig()
+
+
+_LORA = {"r", "alpha", "dropout", "targets", "rslora", "dora"}
+_VIRTUAL = {"virtual_tokens"}
+KEYS: dict[str, set[str]] = {
+    "full": set(),
+    "lora": _LORA,
+    "adapter": {"placement", "reduction", "activation", "dropout", "targets"},
+    "prefix_tuning": _VIRTUAL | {"projection", "encoder_size"},
+    "prompt_tuning": _VIRTUAL | {"init", "init_text"},
+    "p_tuning": _VIRTUAL | {"encoder", "encoder_size"},
+}
+"""The keys that each method of our own table reads; any other PEFT type reads `arguments` alone."""
+VIRTUAL_TOKEN_METHODS = ("prefix_tuning", "prompt_tuning", "p_tuning")
+UNMERGEABLE = ("adapter", *VIRTUAL_TOKEN_METHODS)
+_START_ONLY = {"dropout", "init", "init_text"}
+
+
 class TuningConfig(Settings):
-    method: Literal["full", "lora"] = "full"
-    """Which parameters a stage trains."""
+    method: str = "full"
+    """full, lora, adapter, prefix_tuning, prompt_tuning, p_tuning, or any other PEFT type by its name."""
     r: int = Field(default=16, gt=0)
-    """LoRA rank."""
+    """lora: rank of the update."""
     alpha: float = Field(default=32, gt=0)
-    """LoRA scale: the update is alpha / r * B A."""
+    """lora: scale; the update is alpha / r * B A, with rslora alpha / sqrt(r) * B A."""
+    rslora: bool = False
+    """lora: scale by 1 / sqrt(r) (arXiv 2312.03732)."""
+    dora: bool = False
+    """lora: train magnitude and direction apart (arXiv 2402.09353)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """LoRA dropout probability; only SFT may use it."""
+    """lora, adapter: dropout probability; only SFT may use it."""
     targets: list[str] | Literal["auto", "all-linear"] = "auto"
-    """Names of adapted modules; auto = query and value projections, by architecture."""
-    top_layers: int | None = Field(default=None, gt=0)
-    """Adapt only this many of the last layers (layers); null = every layer."""
+    """lora, adapter: adapted modules; auto = query and value projections (lora), ends of the sublayers (adapter)."""
+    placement: Literal["houlsby", "pfeiffer"] = "houlsby"
+    """adapter: after attention and feed-forward (arXiv 1902.00751), or after the feed-forward only (2005.00247)."""
+    reduction: int | None = Field(default=None, gt=0)
+    """adapter: hidden size / bottleneck width; null = 8 (houlsby) or 4 (pfeiffer), 2-4 % new parameters each."""
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    """adapter: non-linearity of the bottleneck."""
+    virtual_tokens: int = Field(default=20, gt=0)
+    """prefix_tuning, prompt_tuning, p_tuning: tokens put before every sequence."""
+    projection: bool = False
+    """prefix_tuning: reparametrise the prefix by an MLP (arXiv 2101.00190, section 4.3)."""
+    encoder: Literal["lstm", "mlp"] = "lstm"
+    """p_tuning: network that makes the prompt (arXiv 2103.10385)."""
+    encoder_size: int | None = Field(default=None, gt=0)
+    """prefix_tuning with projection, p_tuning: hidden units of that network; null = hidden size of the model."""
+    init: Literal["vocabulary", "random"] = "vocabulary"
+    """prompt_tuning: start at embeddings of random words, or at random numbers N(0, 1)."""
+    init_text: str | None = None
+    """prompt_tuning: start at the embeddings of this text, repeated or cut to virtual_tokens; null = as `init` says."""
+    arguments: dict[str, Any] = {}
+    """any other PEFT type: keyword arguments of its config class."""
+
+    @field_validator("method")
+    @classmethod
+    def _lower_case(cls, method: str) -> str:
+        return method.lower()
 
     @model_validator(mode="after")
-    def _lora_keys_need_lora(self) -> "TuningConfig":
-        given = self.model_fields_set - {"method"}
-        if self.method == "full" and given:
-            raise ValueError(f"{', '.join(sorted(given))} has no meaning with method: full; set method: lora")
+    def _only_keys_of_the_method(self) -> "TuningConfig":
+        allowed = KEYS.get(self.method, {"arguments"})
+        unknown = self.model_fields_set - {"method"} - allowed
+        if unknown:
+            has = f"it reads {', '.join(sorted(allowed))}" if allowed else "it has no keys"
+            raise ValueError(f"{', '.join(sorted(unknown))} has no meaning with method: {self.method}; {has}")
+        if self.projection is False and self.method == "prefix_tuning" and "encoder_size" in self.model_fields_set:
+            raise ValueError("encoder_size needs projection: true")
         return self
+
+    @property
+    def uses_virtual_tokens(self) -> bool:
+        return self.method in VIRTUAL_TOKEN_METHODS
+
+    def continues(self, parent: "TuningConfig") -> bool:
+        """Whether this stage's adapter has the shape of its parent's, so that it can go on training a copy."""
+        mine, others = self.model_dump(exclude=_START_ONLY), parent.model_dump(exclude=_START_ONLY)
+        return mine == others
+
+    def can_follow(self, parent: "TuningConfig") -> bool:
+        """Whether this stage can start exactly at what its parent trained."""
+        return parent.method not in UNMERGEABLE or self.continues(parent)

@@ -15,13 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from stages.models.precision import autocast
 from stages.models.trunk import inner_model
+from stages.models.virtual_tokens import counted_positions
 
 CHUNK_TOKENS = 512  # logits are never held for more tokens than these; at a vocabulary of 50k that is 100 MB
-
-
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions counted from the first attended token, whatever the padding side. bool [B, S] -> long [B, S]."""
-    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def hidden_states(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -29,7 +25,7 @@ def hidden_states(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tens
     output = inner_model(model)(
         input_ids=ids,
         attention_mask=attention_mask.long(),
-        position_ids=position_ids(attention_mask),
+        position_ids=counted_positions(attention_mask),
         use_cache=False,
     )
     return output.last_hidden_state

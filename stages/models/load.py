@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from stages.base import InputError
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from stages.models.precision import DTYPES, device
+from stages.models.quantization import four_bit_config
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,18 @@ def _padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
     return next(token for token in chain(named, special, last_words) if token not in unwanted)
 
 
-def load_causal_lm(base: str, dtype: str = "float32", trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model in eval mode, with dropout off for good so that the first ratio is exactly 1."""
+def load_causal_lm(
+    base: str, dtype: str = "float32", trust_remote_code: bool = False, quantization: str = "none"
+) -> PreTrainedModel:
+    """A causal language model in eval mode, with dropout off for good so that the first ratio is exactly 1.
+
+    Raises InputError PATH01 (no such model), DEP02 (4-bit weights where bitsandbytes cannot compute with them).
+    """
+    four_bit = {"quantization_config": four_bit_config(), "device_map": str(device())} if quantization == "4bit" else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, **four_bit
+        )
     except OSError as error:
         raise InputError(
             "PATH01", f"no model at '{base}' ({str(error).splitlines()[0]})", fix="correct model.path"

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from stages.models.load import DTYPES
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def device() -> torch.device:

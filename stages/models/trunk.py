@@ -8,6 +8,7 @@ kept. Nothing is needed from an architecture but its list of layers.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 
 from torch import Tensor, nn
 
@@ -29,6 +30,14 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     if len(found) != 1:
         raise ValueError(f"{type(inner).__name__} has {len(found)} lists of {depth} layers, expected one")
     return found[0]
+
+
+def shares_layers(model: nn.Module, other: nn.Module, depth: int) -> bool:
+    """Whether the first `depth` layers of both hold the very same tensors and see the same tokens."""
+    if any("prompt_encoder" in name for name, _ in chain(model.named_modules(), other.named_modules())):
+        return False  # virtual tokens change what the first layer is given
+    own, others = ([id(p) for p in decoder_layers(m)[:depth].parameters()] for m in (model, other))
+    return own == others
 
 
 Rows = Tensor | slice

@@ -98,8 +98,6 @@ class PPOConfig(Settings):
     """Weight of the SFT loss on demonstrations added to the policy loss (InstructGPT's PTX); 0 = off."""
     ptx_batch_size: int = Field(default=16, gt=0)
     """Demonstrations per optimizer step of that loss."""
-    frozen_trunk: bool = False
-    """Compute the layers below top_layers once per rollout and share them among roles and epochs."""
 
     eval_every: int = Field(default=0, ge=0)
     """PPO iterations between held-out evaluations; 0 = first and last only."""
@@ -130,8 +128,6 @@ class PPOConfig(Settings):
         self._require_multiple("minibatch_size", "microbatch_size")
         if self.tuning.dropout:
             raise ValueError("tuning.dropout must be 0: dropout would make the first ratio differ from 1")
-        if self.frozen_trunk and self.tuning.top_layers is None:
-            raise ValueError("frozen_trunk needs tuning.top_layers: which layers may change")
         return self
 
     def _require_multiple(self, whole: str, part: str) -> None:

@@ -1,38 +1,15 @@
 """The PPO stage: builds the roles, walks the iterations, evaluates, keeps the best policy."""
 
-from functools import cached_property
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from reward.base import resolve
 from reward.config import RewardTerm
-from reward.learned import ModelTerm
-from reward.mixture import FunctionTerm, RewardMixture
-from stages.base import InputError, StageContext, StageResult
-from stages.data import read_demonstrations, read_prompts
-from stages.engine import SCHEDULES, TorchEngine
-from stages.hf_trainer import is_adapter, publish
-from stages.models.config import ModelConfig
-from stages.models.heads import PolicyModel, ScoreModel
-from stages.models.load import load_tokenizer, neutral_generation_config, same_tokenizer, source_of, stop_ids
-from stages.models.precision import device
-from stages.models.roles import Roles, trainable
-from stages.models.trunk import FrozenTrunk, NoTrunk, decoder_layers
+from stages.base import StageContext, StageResult
+from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
+from stages.ppo.builder import PPOBuilder
 from stages.ppo.config import PPOConfig
-from stages.ppo.ema import EMA
 from stages.ppo.evaluation import Evaluator
-from stages.ppo.kl import AdaptiveKL, FixedKL
 from stages.ppo.loop import EVALUATION_SEED, PPOLoop
-from stages.ppo.prompts import PromptSet
-from stages.ppo.ptx import PretrainingMix
-from stages.ppo.scores import RunningMoments, ScoreRule
-from stages.ppo.trainer import PPOTrainer
 from stages.quiet import quiet_libraries
-from stages.render import Renderer
-from stages.reward_model.statistics import RewardStatistics, verify_probes
-from stages.rollout import Sampler
 
 
 def run_ppo(
@@ -45,10 +22,11 @@ def run_ppo(
     sft: Path | None,
     reward_model: Path | None,
     context: StageContext,
+    trunk: TrunkConfig = NO_FROZEN_LAYERS,
 ) -> StageResult:
     """Train the SFT model by PPO on the reward terms and write the best policy to `context.folder / "final"`."""
     quiet_libraries()
-    builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed)
+    builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed, trunk)
     trainer = builder.trainer(demonstrations)
     evaluator = Evaluator(
         trainer.reference,
@@ -68,196 +46,3 @@ def run_ppo(
         evaluator=evaluator,
     )
     return loop.run()
-
-
-class PPOBuilder:
-    """Makes every object of the stage, once."""
-
-    def __init__(
-        self,
-        config: PPOConfig,
-        model: ModelConfig,
-        terms: list[RewardTerm],
-        sft: Path | None,
-        reward_model: Path | None,
-        seed: int,
-    ):
-        self.config, self.model, self.terms, self.seed = config, model, terms, seed
-        torch.manual_seed(seed)  # new adapters are random
-        self.roles = Roles(model)
-        self.start = self.roles.adaptable(source_of(sft or model.path), config.tuning)
-        self.reward_folder = reward_model
-        self.tokenizer = load_tokenizer(source_of(sft or model.path), model.trust_remote_code)
-        self.renderer = Renderer(self.tokenizer)
-
-    @cached_property
-    def policy_lm(self) -> nn.Module:
-        """The model that is trained; it starts as the reference."""
-        return self.neutral(self.roles.policy(self.start, self.config.tuning))
-
-    @cached_property
-    def reference_lm(self) -> nn.Module:
-        """The frozen SFT model."""
-        return self.neutral(self.roles.reference(self.start))
-
-    @cached_property
-    def stops(self) -> tuple[int, ...]:
-        return stop_ids(self.roles.frozen_base(self.start.base), self.tokenizer)
-
-    def neutral(self, lm: nn.Module) -> nn.Module:
-        """The model on its device, sampling from its full softmax whatever its folder says."""
-        base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-        base.generation_config = neutral_generation_config(self.stops, self.tokenizer)
-        return lm.to(device())
-
-    def trainer(self, demonstrations: Path | None) -> PPOTrainer:
-        """The trainer with all its parts."""
-        config = self.config
-        reward, scorers = self.reward()
-        value = self.value()
-        return PPOTrainer(
-            config=config,
-            policy=self.engine(
-                self.policy(self.policy_lm), config.learning_rate, config.steps - config.critic_warmup_steps
-            ),
-            value=self.engine(value, config.value_learning_rate or config.learning_rate, config.steps),
-            reference=self.policy(self.reference_lm).requires_grad_(False),
-            reward=reward,
-            score_rule=ScoreRule(
-                config.missing_eos,
-                config.reward_clip,
-                RunningMoments() if config.score_normalisation == "running" else None,
-            ),
-            kl=AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
-            if config.kl_controller == "adaptive"
-            else FixedKL(config.kl_coef),
-            sampler=self.sampler(self.seed),
-            decode=self.renderer.decode,
-            trunk=self.trunk([self.policy_lm, self.reference_lm, *(m.classifier for m in (value, *scorers))]),
-            seed=self.seed,
-            ptx=self.ptx(demonstrations) if config.ptx_coef else None,
-            ema=EMA(self.policy_lm, config.ema_decay) if config.ema_decay else None,
-        )
-
-    def policy(self, lm: nn.Module) -> PolicyModel:
-        return PolicyModel(lm, self.config.temperature, self.model.compute).eval()
-
-    def sampler(self, seed: int) -> Sampler:
-        return Sampler(
-            stop_ids=self.stops,
-            pad_id=self.tokenizer.pad_token_id,
-            max_new_tokens=self.config.max_new_tokens,
-            temperature=self.config.temperature,
-            seed=seed,
-            compute=self.model.compute,
-        )
-
-    def engine(self, module: nn.Module, learning_rate: float, steps: int) -> TorchEngine:
-        config = self.config
-        updates = max(1, steps * config.optimizer_steps // config.steps)
-        optimizer = torch.optim.AdamW(
-            list(trainable(module)),
-            lr=learning_rate,
-            eps=config.adam_eps,
-            weight_decay=config.weight_decay,
-            betas=(0.9, 0.999),
-        )
-        return TorchEngine(
-            module,
-            optimizer,
-            SCHEDULES[config.lr_schedule](updates, config.warmup_steps),
-            config.max_grad_norm,
-        )
-
-    def reward(self) -> tuple[RewardMixture, list[ScoreModel]]:
-        """The reward, and the reward models in it."""
-        parts = [
-            self._model_term(t) if t.model else FunctionTerm(t.name, t.weight, resolve(t.function), t.arguments)
-            for t in self.terms
-        ]
-        return RewardMixture(parts), [p.model for p in parts if isinstance(p, ModelTerm)]
-
-    def _model_term(self, term: RewardTerm) -> ModelTerm:
-        final = self.reward_folder if term.model == "reward_model" else Path(term.model)
-        if final is None:
-            raise InputError(
-                "STAGE03",
-                "the reward has a model term but there is no reward_model stage",
-                fix="enable reward_model, or use a function term",
-            )
-        source = source_of(final)
-        if not same_tokenizer(self.tokenizer, load_tokenizer(source)):
-            raise InputError(
-                "RM02",
-                f"the tokenizer of {final} differs from the policy's",
-                fix="train the reward model from the same base",
-            )
-        statistics = RewardStatistics.load(final)
-        raw = ScoreModel(self.roles.reward_model(source).to(device()), compute=self.model.compute).eval()
-        verify_probes(raw, statistics, final, self.tokenizer.pad_token_id)
-        scorer = ScoreModel(
-            raw.classifier, statistics.mean, statistics.std if term.standardise else 1.0, self.model.compute
-        )
-        return ModelTerm(term.name, term.weight, scorer.eval().requires_grad_(False))
-
-    def value(self) -> ScoreModel:
-        """A value model that starts as the (centred) reward model, or at 0 without one."""
-        learned = [t for t in self.terms if t.model == "reward_model"]
-        if not learned or self.reward_folder is None:
-            head = self.roles.value_from_policy(self.start, self.config.tuning, self.tokenizer.pad_token_id)
-            return ScoreModel(head.to(device()), compute=self.model.compute).eval()
-        statistics = RewardStatistics.load(self.reward_folder)
-        classifier = self.roles.value_from_reward_model(source_of(self.reward_folder), self.config.tuning)
-        return ScoreModel(
-            classifier.to(device()),
-            statistics.mean,
-            statistics.std if learned[0].standardise else 1.0,
-            self.model.compute,
-        ).eval()
-
-    def trunk(self, models: list[nn.Module]) -> NoTrunk:
-        """A frozen trunk over those models that share the reference's base, if the config asks for one."""
-        if not self.config.frozen_trunk:
-            return NoTrunk()
-        trunk = FrozenTrunk(len(decoder_layers(self.reference_lm)) - self.config.tuning.top_layers)
-        shared = next(decoder_layers(self.reference_lm)[0].parameters())
-        for model in models:
-            if next(decoder_layers(model)[0].parameters()) is shared:
-                trunk.attach(model)
-        return trunk
-
-    def ptx(self, demonstrations: Path | None) -> PretrainingMix:
-        if demonstrations is None:
-            raise InputError(
-                "DATA06", "ppo.ptx_coef needs demonstrations", fix="set data.demonstrations, or ptx_coef: 0"
-            )
-        rows = [self.renderer.demonstration(r) for r in read_demonstrations(demonstrations)]
-        return PretrainingMix(
-            rows,
-            batch_size=self.config.ptx_batch_size,
-            coef=self.config.ptx_coef,
-            seed=self.seed,
-            pad_id=self.tokenizer.pad_token_id,
-            compute=self.model.compute,
-        )
-
-    def prompts(self, path: Path) -> PromptSet:
-        """Tokenised prompts. Raises InputError LEN02 for prompts longer than max_prompt_tokens."""
-        rows = read_prompts(path)
-        ids = [self.renderer.prompt(r["prompt"]) for r in rows]
-        long = [i + 1 for i, p in enumerate(ids) if len(p) > self.config.max_prompt_tokens]
-        if long:
-            raise InputError(
-                "LEN02",
-                f"{path}: {len(long)} prompts are longer than ppo.max_prompt_tokens {self.config.max_prompt_tokens} "
-                f"(rows {long[:5]})",
-                fix="raise max_prompt_tokens, or shorten them",
-            )
-        columns = {name: [r[name] for r in rows] for name in rows[0] if name != "prompt"}
-        return PromptSet(ids, [r["prompt"] for r in rows], columns)
-
-    def publish(self, folder: Path) -> bool:
-        """Write the policy for plain transformers (+ peft); whether it is an adapter."""
-        publish(self.policy_lm, self.tokenizer, folder)
-        neutral_generation_config(self.stops, self.tokenizer).save_pretrained(folder)
-        return is_adapter(folder)

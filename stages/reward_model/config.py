@@ -11,6 +11,8 @@ from stages.models.config import TuningConfig
 class RewardModelConfig(Settings):
     enabled: bool = True
     """Run this stage."""
+    path: str | None = None
+    """Base of the reward model (hub id, folder, GGUF file); null = the SFT model."""
     tuning: TuningConfig = TuningConfig()
     """Which parameters are trained; the scalar head always is."""
     epochs: float = Field(default=1.0, gt=0)

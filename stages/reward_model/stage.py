@@ -19,7 +19,7 @@ from stages.hf_trainer import (
     silence,
     training_arguments,
 )
-from stages.models.config import ModelConfig
+from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.heads import ScoreModel
 from stages.models.load import load_tokenizer, source_of
 from stages.models.precision import device
@@ -53,20 +53,24 @@ def run_reward_model(
     sft: Path | None,
     context: StageContext,
     demonstrations: list[dict[str, Any]],
+    trunk: TrunkConfig = NO_FROZEN_LAYERS,
 ) -> StageResult:
-    """Fit a scalar model to preferences, starting from the SFT model, and write it to `context.folder / "final"`.
+    """Fit a scalar model to preferences and write it to `context.folder / "final"`.
+
+    It starts from `config.path` if that is set, else from the SFT model, else from the base model.
 
     `demonstrations` centre the scores: their mean is stored with the model and subtracted wherever it is used.
     """
     quiet_libraries()
-    source = source_of(sft or model.path)
+    source = source_of(config.path or sft or model.path)
     tokenizer = load_tokenizer(source, model.trust_remote_code)
     renderer = Renderer(tokenizer)
     train_pairs = _pairs(renderer, read_preferences(train), config, train)
     eval_pairs = _pairs(renderer, read_preferences(eval), config, eval) if eval else []
 
     torch.manual_seed(context.seed)
-    classifier = Roles(model).scorer_to_train(source, config.tuning, tokenizer.pad_token_id)
+    roles = Roles(model, trunk.frozen_layers)
+    classifier = roles.scorer_to_train(source, config.tuning, tokenizer.pad_token_id)
     trainer = RewardTrainer(
         model=classifier,
         processing_class=tokenizer,
@@ -82,9 +86,9 @@ def run_reward_model(
     silence(trainer)
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(context))
     final = context.folder / "final"
-    publish(classifier.eval(), tokenizer, final)
+    publish(classifier.eval(), tokenizer, final, roles)
     # All that is said of the model is measured on what was saved, loaded as PPO will load it.
-    scorer = ScoreModel(Roles(model).reward_model(source_of(final)).to(device()), compute=model.compute).eval()
+    scorer = ScoreModel(roles.reward_model(source_of(final)).to(device()), compute=model.compute).eval()
 
     def score(rows: list[Rendered]) -> list[float]:
         return raw_scores(scorer, [r.ids for r in rows], tokenizer.pad_token_id, config.microbatch_size * 2)

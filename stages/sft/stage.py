@@ -20,7 +20,7 @@ from stages.hf_trainer import (
     silence,
     training_arguments,
 )
-from stages.models.config import ModelConfig
+from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.load import load_tokenizer, neutral_generation_config, source_of, stop_ids
 from stages.models.roles import Roles
 from stages.quiet import quiet_libraries
@@ -41,7 +41,12 @@ SHOWN = ("sft/loss", "sft/token_accuracy", "sft/eval_loss", "sft/learning_rate")
 
 
 def run_sft(
-    config: SFTConfig, model: ModelConfig, train: Path, eval: Path | None, context: StageContext
+    config: SFTConfig,
+    model: ModelConfig,
+    train: Path,
+    eval: Path | None,
+    context: StageContext,
+    trunk: TrunkConfig = NO_FROZEN_LAYERS,
 ) -> StageResult:
     """Fine-tune the base model on demonstrations and write it to `context.folder / "final"`.
 
@@ -57,7 +62,8 @@ def run_sft(
     eval_set = _dataset([renderer.demonstration(r) for r in held_out], config, eval) if held_out else None
 
     torch.manual_seed(context.seed)
-    policy = Roles(model).policy(source, config.tuning)
+    roles = Roles(model, trunk.frozen_layers)
+    policy = roles.policy(source, config.tuning)
     stops = stop_ids(policy, tokenizer)
     policy.generation_config = neutral_generation_config(stops, tokenizer)
     trainer = SFTTrainer(
@@ -81,7 +87,7 @@ def run_sft(
     after = trainer.evaluate()["eval_loss"] if eval_set else None
     samples.take(policy, "after", trainer.state.global_step)
     final = context.folder / "final"
-    publish(policy, tokenizer, final)
+    publish(policy, tokenizer, final, roles)
     policy.generation_config.save_pretrained(final)
     headline = {
         "eval_loss_before": before,

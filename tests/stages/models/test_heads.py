@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 from stages.models import heads
 from stages.models.adapters import attach_adapter
 from stages.models.config import TuningConfig
-from stages.models.heads import PolicyModel, ScoreModel, position_ids
+from stages.models.heads import PolicyModel, ScoreModel
 from stages.models.load import disable_dropout
 from stages.models.roles import with_scalar_head
+from stages.models.virtual_tokens import counted_positions
 from stages.rollout import Sampler, completion_mask
 from tests.toy_models import ARCHITECTURES, EOS, PAD, VOCABULARY, noise, random_ids, toy_lm
 
@@ -46,7 +47,7 @@ def causal_logprobs(lm: PreTrainedModel, ids: Tensor, temperature: float = 1.0) 
 
 def test_positions_count_from_the_first_attended_token():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]], dtype=torch.bool)
-    assert position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+    assert counted_positions(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
 
 
 @each_architecture

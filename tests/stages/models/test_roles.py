@@ -10,11 +10,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from stages.base import InputError
 from stages.hf_trainer import publish
-from stages.models.adapters import attach_adapter, load_adapter_weights, peft_config, same_shape
+from stages.models.adapters import attach_adapter, load_adapter_weights, same_shape
 from stages.models.config import ModelConfig, TuningConfig
 from stages.models.heads import PolicyModel, ScoreModel
 from stages.models.load import ModelSource, load_tokenizer, source_of
-from stages.models.roles import Roles, load_classifier, share, trainable, with_scalar_head
+from stages.models.peft_types import peft_config
+from stages.models.roles import Roles, share, trainable
+from stages.models.scalar import load_classifier, with_scalar_head
 from stages.models.trunk import decoder_layers
 from tests.toy_models import ARCHITECTURES, EOS, PAD, noise, random_ids, save_toy, toy_lm, toy_tokenizer
 
@@ -41,9 +43,10 @@ def base_folder(folder: Path, architecture: str = "llama") -> Path:
 
 def sft_adapter(folder: Path, base: Path, tuning: TuningConfig = LORA) -> Path:
     """A trained SFT adapter, published as the stage does."""
-    lm = roles(base).policy(source_of(base), tuning)
+    builder = roles(base)
+    lm = builder.policy(source_of(base), tuning)
     noise(lm, only="lora_")
-    publish(lm, toy_tokenizer(), folder / "sft" / "final")
+    publish(lm, toy_tokenizer(), folder / "sft" / "final", builder)
     return folder / "sft" / "final"
 
 
@@ -51,9 +54,10 @@ def reward_folder(folder: Path, source: Path, tuning: TuningConfig) -> Path:
     """A trained reward model over the language model of `source`, published as the stage does."""
     tokenizer = load_tokenizer(source_of(source))
     torch.manual_seed(0)
-    classifier = roles(source).scorer_to_train(source_of(source), tuning, tokenizer.pad_token_id)
+    builder = roles(source)
+    classifier = builder.scorer_to_train(source_of(source), tuning, tokenizer.pad_token_id)
     noise(classifier, only="lora_" if tuning.method == "lora" else "")
-    publish(classifier, tokenizer, folder / "reward" / "final")
+    publish(classifier, tokenizer, folder / "reward" / "final", builder)
     return folder / "reward" / "final"
 
 
@@ -71,7 +75,7 @@ def test_structural_copies_share_every_tensor_and_no_module():
 def test_an_adapter_in_one_copy_does_not_touch_another(architecture: str):
     base = toy_lm(architecture).requires_grad_(False)
     before, other = logits(base), share(base)
-    adapted = attach_adapter(share(base), LORA, TaskType.CAUSAL_LM, None)
+    adapted = attach_adapter(share(base), peft_config(LORA, base, TaskType.CAUSAL_LM))
     noise(adapted, only="lora_")
     assert not torch.equal(logits(adapted), before)
     assert torch.equal(logits(base), before)
@@ -107,9 +111,10 @@ def test_merged_weights_follow_the_adapter_when_its_stage_is_trained_again(tmp_p
     base = base_folder(tmp_path)
     final = sft_adapter(tmp_path, base)
     first = logits(roles(base).reference(roles(base).adaptable(source_of(final), WIDER)))
-    lm = roles(base).policy(source_of(base), LORA)
+    builder = roles(base)
+    lm = builder.policy(source_of(base), LORA)
     noise(lm, only="lora_", seed=5)
-    publish(lm, toy_tokenizer(), final)
+    publish(lm, toy_tokenizer(), final, builder)
     second = logits(roles(base).reference(roles(base).adaptable(source_of(final), WIDER)))
     assert not torch.allclose(first, second, atol=1e-3)
     assert (second - logits(lm)).abs().max() <= 1e-5
@@ -131,9 +136,10 @@ def test_merging_that_was_interrupted_is_done_again(tmp_path: Path):
 @each_architecture
 def test_a_saved_adapter_gives_the_same_logits_in_plain_peft_and_merged(architecture: str, tmp_path: Path):  # 12, 43
     base = base_folder(tmp_path, architecture)
-    lm = roles(base).policy(source_of(base), LORA)
+    builder = roles(base)
+    lm = builder.policy(source_of(base), LORA)
     noise(lm, only="lora_")
-    publish(lm, toy_tokenizer(), tmp_path / "final")
+    publish(lm, toy_tokenizer(), tmp_path / "final", builder)
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "final").eval()
     assert torch.equal(logits(plain), logits(lm))
     with plain.disable_adapter():
@@ -213,10 +219,6 @@ def test_a_value_model_starts_as_the_centred_reward_model(
 ):  # 36
     base = base_folder(tmp_path, architecture)
     source = source_of(reward_folder(tmp_path, base, tuning))
-    if tuning is FULL and value_tuning is LORA:
-        with pytest.raises(InputError, match=r"^\[ROLE01\] a lora value model cannot start from"):
-            roles(base).value_from_reward_model(source, value_tuning)
-        return
     builder = roles(base)
     reward = ScoreModel(builder.reward_model(source), 0.3, 2.0)
     value = ScoreModel(builder.value_from_reward_model(source, value_tuning), 0.3, 2.0)
@@ -326,21 +328,22 @@ def test_an_architecture_without_known_projections_names_the_candidates():
     )
 
 
-def test_more_top_layers_than_the_model_has_are_refused():
+def test_a_trunk_of_all_layers_is_refused():
     with pytest.raises(InputError) as error:
-        peft_config(TuningConfig(method="lora", top_layers=3), toy_lm("llama"), TaskType.CAUSAL_LM)
-    assert str(error.value) == "[TUNE02] tuning.top_layers is 3, the model has 2 layers; fix: top_layers <= 2"
+        peft_config(LORA, toy_lm("llama"), TaskType.CAUSAL_LM, frozen_layers=2)
+    assert str(error.value) == "[TUNE02] trunk.frozen_layers is 2, the model has 2 layers; fix: frozen_layers <= 1"
 
 
 def test_an_adapter_that_lacks_tensors_is_refused(tmp_path: Path):
     base = base_folder(tmp_path)
     final = sft_adapter(tmp_path, base)
-    wider = attach_adapter(toy_lm("llama").requires_grad_(False), WIDER, TaskType.CAUSAL_LM, None)
+    lm = toy_lm("llama").requires_grad_(False)
+    wider = attach_adapter(lm, peft_config(WIDER, lm, TaskType.CAUSAL_LM))
     with pytest.raises(InputError) as error:
         load_adapter_weights(wider, final)
     assert error.value.code == "PEFT02"
     assert str(error.value).startswith(
-        f"[PEFT02] {final} holds 8 tensors and lacks 20 of the adapter, such as ['base_model.model."
+        f"[PEFT02] {final}: adapter_model.safetensors lacks or misshapes 28 of the adapter's 28 tensors, such as ['"
     )
     assert str(error.value).endswith("; fix: train that stage again")
 
@@ -357,8 +360,9 @@ def test_query_and_value_projections_are_found_by_architecture(architecture: str
 
 @each_architecture
 def test_only_the_last_layers_are_adapted(architecture: str):
-    tuning = TuningConfig(method="lora", r=2, top_layers=1, targets="all-linear")
-    lm = attach_adapter(toy_lm(architecture).requires_grad_(False), tuning, TaskType.CAUSAL_LM, None)
+    tuning = TuningConfig(method="lora", r=2, targets="all-linear")
+    lm = toy_lm(architecture).requires_grad_(False)
+    lm = attach_adapter(lm, peft_config(tuning, lm, TaskType.CAUSAL_LM, frozen_layers=1))
     first, last = decoder_layers(lm)
     assert not any("lora_" in n for n, _ in first.named_parameters())
     assert any("lora_" in n for n, _ in last.named_parameters())
@@ -371,7 +375,8 @@ def test_only_the_last_layers_are_adapted(architecture: str):
         ({"r": 3}, False),
         ({"alpha": 8}, False),
         ({"targets": ["v_proj", "q_proj"]}, True),
-        ({"top_layers": 2}, False),
+        ({"targets": "all-linear"}, False),
+        ({"rslora": True}, False),
         ({"dropout": 0.1}, True),
     ],
 )
@@ -379,7 +384,8 @@ def test_an_adapter_is_continued_only_by_its_own_shape(change: dict, same: bool,
     base = base_folder(tmp_path)
     final = sft_adapter(tmp_path, base)
     tuning = TuningConfig(**{"method": "lora", "r": 2, "alpha": 4} | change)
-    assert same_shape(tuning, toy_lm("llama"), final) is same
+    lm = toy_lm("llama")
+    assert same_shape(lm, peft_config(tuning, lm, TaskType.CAUSAL_LM), final) is same
 
 
 def test_a_source_that_needs_no_merge_is_itself(tmp_path: Path):

@@ -8,11 +8,13 @@ from torch import Tensor
 from stages.models.adapters import attach_adapter
 from stages.models.config import TuningConfig
 from stages.models.heads import PolicyModel, ScoreModel
-from stages.models.roles import share, with_scalar_head
+from stages.models.peft_types import peft_config
+from stages.models.roles import share
+from stages.models.scalar import with_scalar_head
 from stages.models.trunk import FrozenTrunk, NoTrunk, decoder_layers
 from tests.toy_models import ARCHITECTURES, PAD, noise, random_ids, toy_lm
 
-TOP = TuningConfig(method="lora", r=2, alpha=4, top_layers=1)
+TUNING = TuningConfig(method="lora", r=2, alpha=4)
 WIDTH = 4
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
@@ -20,17 +22,17 @@ each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 class Roles:
     """Policy, reference and value model on one frozen base of three layers, adapters on the last."""
 
-    def __init__(self, architecture: str, depth: int = 2):
+    def __init__(self, architecture: str):
         layers = {"n_layer": 3} if architecture == "gpt2" else {"num_hidden_layers": 3}
         base = toy_lm(architecture, **layers).requires_grad_(False)
         torch.manual_seed(1)
-        policy = attach_adapter(share(base), TOP, TaskType.CAUSAL_LM, None)
-        value = attach_adapter(with_scalar_head(share(base), PAD), TOP, TaskType.SEQ_CLS, None)
+        policy = attach_adapter(share(base), peft_config(TUNING, base, TaskType.CAUSAL_LM, 2))
+        value = attach_adapter(with_scalar_head(share(base), PAD), peft_config(TUNING, base, TaskType.SEQ_CLS, 2))
         for model in (policy, value):
             noise(model, only="lora_")
         noise(value, only="score.modules_to_save")
         self.policy, self.reference, self.value = PolicyModel(policy), PolicyModel(share(base)), ScoreModel(value)
-        self.trunk = FrozenTrunk(depth)
+        self.trunk = FrozenTrunk(2)
         self.lms = (policy, self.reference.lm, value)
 
     def attach(self) -> None:
@@ -158,16 +160,3 @@ def test_a_new_recording_replaces_the_last_one():
         expected = r.reference(other, attended, mask).logprobs
     with r.trunk.replaying(slice(None)):
         assert torch.equal(r.reference(other, attended, mask).logprobs, expected)
-
-
-@torch.no_grad()
-def test_a_trunk_of_no_layers_computes_everything():
-    """`frozen_trunk: true` with `top_layers` equal to the model's depth passes the config's checks."""
-    r, (ids, attended, mask) = Roles("llama", depth=0), rollout()
-    expected = r.policy(ids, attended, mask).logprobs
-    r.attach()
-    r.trunk.begin(*ids.shape)
-    with r.trunk.recording():
-        r.reference(ids, attended, mask)
-    with r.trunk.replaying(slice(None)):
-        assert torch.equal(r.policy(ids, attended, mask).logprobs, expected)

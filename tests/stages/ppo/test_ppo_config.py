@@ -26,13 +26,11 @@ def test_batches_must_divide_and_the_nearest_sizes_are_named() -> None:
         PPOConfig(rollout_batch_size=64, minibatch_size=32, microbatch_size=12)
 
 
-def test_temperature_zero_dropout_and_a_trunk_without_top_layers_are_refused() -> None:
+def test_temperature_zero_and_dropout_are_refused() -> None:
     with pytest.raises(ValidationError, match="temperature"):
         PPOConfig(temperature=0)
     with pytest.raises(ValidationError, match="dropout would make the first ratio differ from 1"):
         PPOConfig(tuning={"method": "lora", "dropout": 0.1})
-    with pytest.raises(ValidationError, match="frozen_trunk needs tuning.top_layers"):
-        PPOConfig(frozen_trunk=True, tuning={"method": "lora"})
 
 
 def test_a_rounded_reference_beside_a_float32_policy_is_refused() -> None:
