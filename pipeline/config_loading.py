@@ -11,7 +11,6 @@ from pipeline.problems import missing_path, raise_together
 from pipeline.strict_yaml import Document, KeyPath
 from reward.settings import Settings
 from stages.base import InputError
-from stages.models.config import TuningConfig
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -47,15 +46,9 @@ def config_schema() -> dict[str, Any]:
     return PipelineConfig.model_json_schema()
 
 
-def plain(settings: Any) -> Any:
+def plain(settings: Settings) -> dict[str, Any]:
     """A config section as dictionaries, lists and scalars."""
-    if isinstance(settings, TuningConfig) and settings.method == "full":
-        return {"method": "full"}  # LoRA's numbers, defaults too, are refused beside it
-    if isinstance(settings, Settings):
-        return {name: plain(getattr(settings, name)) for name in type(settings).model_fields}
-    if isinstance(settings, list | tuple):
-        return [plain(item) for item in settings]
-    return settings
+    return settings.model_dump(mode="json")
 
 
 def _text(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from reward.settings import Settings
 
@@ -93,14 +93,24 @@ class TuningConfig(Settings):
 
     @model_validator(mode="after")
     def _only_keys_of_the_method(self) -> "TuningConfig":
-        allowed = KEYS.get(self.method, {"arguments"})
-        unknown = self.model_fields_set - {"method"} - allowed
-        if unknown:
-            has = f"it reads {', '.join(sorted(allowed))}" if allowed else "it has no keys"
-            raise ValueError(f"{', '.join(sorted(unknown))} has no meaning with method: {self.method}; {has}")
-        if self.projection is False and self.method == "prefix_tuning" and "encoder_size" in self.model_fields_set:
+        unknown = self.model_fields_set - {"method"} - self._keys
+        if unknown == {"encoder_size"} and self.method == "prefix_tuning":
             raise ValueError("encoder_size needs projection: true")
+        if unknown:
+            has = f"it reads {', '.join(sorted(self._keys))}" if self._keys else "it has no keys"
+            raise ValueError(f"{', '.join(sorted(unknown))} has no meaning with method: {self.method}; {has}")
         return self
+
+    @property
+    def _keys(self) -> set[str]:
+        """The keys that mean something here, beside `method`."""
+        keys = KEYS.get(self.method, {"arguments"})
+        return keys - {"encoder_size"} if self.method == "prefix_tuning" and not self.projection else keys
+
+    @model_serializer(mode="wrap")
+    def _without_the_rest(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is written down is what can be read again."""
+        return {key: value for key, value in handler(self).items() if key == "method" or key in self._keys}
 
     @property
     def uses_virtual_tokens(self) -> bool:
