@@ -91,14 +91,8 @@ class PipelineConfig(Settings):
     def _method_mistakes(self) -> Iterator[str]:
         """What the stages' fine-tuning methods cannot do after one another, or with this model."""
         tunings: dict[str, TuningConfig] = {s: getattr(self, s).tuning for s in STAGES if getattr(self, s).enabled}
-        starts_at_sft = {"reward_model", "ppo"} - ({"reward_model"} if self.reward_model.path else set())
-        for stage in [s for s in tunings if s in starts_at_sft and "sft" in tunings]:
-            if not tunings[stage].can_follow(tunings["sft"]):
-                other = ", or set reward_model.path: <model.path>" if stage == "reward_model" else ""
-                yield (
-                    f"{stage}.tuning cannot start where sft.tuning ends: {tunings['sft'].method} cannot be merged into "
-                    f"weights; give {stage}.tuning the values of sft.tuning, or let sft train lora or full{other}"
-                )
+        if "sft" in tunings:
+            yield from self._chain_mistakes(tunings)
         ppo = tunings.get("ppo")
         if ppo and self.trunk.frozen_layers and (ppo.method == "full" or ppo.uses_virtual_tokens):
             yield (
@@ -114,3 +108,23 @@ class PipelineConfig(Settings):
                 "ppo.tuning.method: full trains float32 weights, so with model.dtype: bfloat16 the frozen reference "
                 "would be rounded and KL would not start at 0; set model.dtype: float32, or method: lora"
             )
+
+    def _chain_mistakes(self, tunings: dict[str, TuningConfig]) -> Iterator[str]:
+        """Stages that cannot take up what SFT leaves."""
+        sft, reward_model, ppo = tunings["sft"], tunings.get("reward_model"), tunings.get("ppo")
+        if reward_model and not self.reward_model.path and not reward_model.can_follow(sft):
+            yield _cannot_follow("reward_model", sft) + ", or set reward_model.path: <model.path>"
+        if ppo and not ppo.can_follow(sft):
+            yield _cannot_follow("ppo", sft)
+        elif ppo and not ppo.starts_at(sft):
+            yield (
+                f"ppo.tuning.method: {ppo.method} would put new virtual tokens before every prompt, so PPO would not "
+                "start at its reference; give sft.tuning the values of ppo.tuning, or let ppo train lora or full"
+            )
+
+
+def _cannot_follow(stage: str, sft: TuningConfig) -> str:
+    return (
+        f"{stage}.tuning cannot start where sft.tuning ends: {sft.method} cannot be merged into weights; "
+        f"give {stage}.tuning the values of sft.tuning, or let sft train lora or full"
+    )

@@ -137,7 +137,15 @@ def _parent_errors(config: PipelineConfig) -> Iterator[InputError]:
 
 
 def _method_errors(config: PipelineConfig) -> Iterator[InputError]:
-    """TUNE05: a method that is neither ours nor a PEFT type, or arguments that its config class does not have."""
+    """TUNE05: a method that is neither ours nor a PEFT type, or arguments that its config class does not have.
+
+    TUNE06: virtual tokens in PPO that no SFT has trained.
+    """
+    starts_at_model = config.ppo.enabled and not config.sft.enabled
+    adapter = Path(config.model.path) / "adapter_config.json"
+    if starts_at_model and config.ppo.tuning.uses_virtual_tokens and not adapter.is_file():
+        problem = f"ppo.tuning.method {config.ppo.tuning.method} without sft: new virtual tokens change the policy"
+        yield InputError("TUNE06", problem, fix="set sft.enabled=true with the same tuning, or use lora or full")
     tunings = [getattr(config, stage).tuning for stage in STAGES if getattr(config, stage).enabled]
     named = [tuning for tuning in tunings if tuning.method not in KEYS]
     if named:

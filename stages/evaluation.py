@@ -48,7 +48,7 @@ def run_evaluation(
     builder = PPOBuilder(ppo, model, terms, sft, reward_model, context.seed, trunk)
     sources = {
         "base": source_of(model.path),
-        "sft": source_of(sft) if sft else None,
+        "sft": builder.start if sft else None,
         "ppo": source_of(policy) if policy else None,
     }
     policies = {

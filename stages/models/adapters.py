@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, PromptTuningInit, get_peft_model
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -31,6 +31,10 @@ def attach_adapter(model: PreTrainedModel, config: PeftConfig, start: Path | Non
         raise InputError(
             "TUNE05", f"{config.peft_type.value} does not fit {type(model).__name__}: {error}", fix="change tuning"
         ) from error
+    if config.peft_type == PeftType.PROMPT_TUNING:
+        # The first embeddings are made; on disk the tokenizer's path would only break when folders move.
+        config.prompt_tuning_init, config.prompt_tuning_init_text = PromptTuningInit.RANDOM, None
+        config.tokenizer_name_or_path = None
     if start is not None:
         load_adapter_weights(peft_model, start)
     return peft_model

@@ -122,5 +122,9 @@ class TuningConfig(Settings):
         return mine == others
 
     def can_follow(self, parent: "TuningConfig") -> bool:
-        """Whether this stage can start exactly at what its parent trained."""
+        """Whether this stage can build on what its parent trained."""
         return parent.method not in UNMERGEABLE or self.continues(parent)
+
+    def starts_at(self, parent: "TuningConfig") -> bool:
+        """Whether this stage's first output is its parent's to the bit, which new virtual tokens would change."""
+        return self.continues(parent) if self.uses_virtual_tokens else self.can_follow(parent)

@@ -69,17 +69,17 @@ class Roles:
 
     def policy(self, source: ModelSource, tuning: TuningConfig) -> nn.Module:
         """A trainable causal model that starts exactly at `source`; new virtual tokens alone begin elsewhere."""
+        source = self.adaptable(source, tuning)
         if tuning.method == "full":
             return self.merged(source).requires_grad_(True)
-        source = self.adaptable(source, tuning)
         return self._tuned(self.frozen_base(source.base), source, tuning, TaskType.CAUSAL_LM)
 
     def adaptable(self, source: ModelSource, tuning: TuningConfig) -> ModelSource:
         """The source itself if `tuning` can continue its adapter, else its merged weights, written beside it once."""
-        if source.adapter is None or tuning.method == "full":
+        if source.adapter is None:
             return source
         base = self.frozen_base(source.base)
-        if same_shape(base, self._config(base, source, tuning), source.adapter):
+        if tuning.method != "full" and same_shape(base, self._config(base, source, tuning), source.adapter):
             return source
         return ModelSource(str(self._merged_folder(source)))
 

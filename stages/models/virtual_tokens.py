@@ -6,6 +6,7 @@ and the reward's read-out as well. Here the transformer below the heads takes th
 the real tokens alone, [B, S, H]: no head, loss, trainer or mask outside this file has to know.
 """
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class _VirtualTokens:
         super().__init__(model, config, **kwargs)
         inner = inner_model(self)
         self._compute = inner.forward
+        # transformers 5.24 renamed the argument; a model's own remote code may keep the old name.
+        self.cache_argument = "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"
         inner.forward = self._inner_forward
         if self._is_prefix:  # a prefix is only read, so checkpointed layers may keep it
             for layer in decoder_layers(self):
@@ -86,15 +89,15 @@ class _VirtualTokens:
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         **rest: Any,
     ) -> Any:
-        if past_key_values is not None:
-            if past_key_values.get_seq_length() < self.count:
+        cache = rest.pop(self.cache_argument, None)
+        if cache is not None:
+            if cache.get_seq_length() < self.count:
                 raise RuntimeError("a model with virtual tokens generates through virtual_tokens.generate")
             inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "position_ids": position_ids}
-            return self._compute(**inputs, attention_mask=attention_mask, past_key_values=past_key_values, **rest)
+            return self._compute(**inputs, attention_mask=attention_mask, **{self.cache_argument: cache}, **rest)
         if inputs_embeds is None:
             inputs_embeds = inner_model(self).get_input_embeddings()(input_ids)
         if attention_mask is None:
@@ -102,14 +105,9 @@ class _VirtualTokens:
         rest |= {"use_cache": False, "attention_mask": self._lengthened(attention_mask)}
         positions = counted_positions(attention_mask) if position_ids is None else position_ids
         if self._is_prefix:
-            return self._compute(
-                inputs_embeds=inputs_embeds,
-                position_ids=positions + self.count,
-                past_key_values=Cache(
-                    layers=[_PrefixLayer(layer.keys, layer.values) for layer in self._prompt().layers]
-                ),
-                **rest,
-            )
+            prefix = Cache(layers=[_PrefixLayer(layer.keys, layer.values) for layer in self._prompt().layers])
+            rest[self.cache_argument] = prefix
+            return self._compute(inputs_embeds=inputs_embeds, position_ids=positions + self.count, **rest)
         prompt = self._prompt().to(inputs_embeds.dtype).expand(len(inputs_embeds), -1, -1)
         own = torch.arange(self.count, device=positions.device).expand(len(positions), -1)
         output = self._compute(
@@ -133,7 +131,8 @@ class _VirtualTokens:
         else:
             embedding = inner_model(self).get_input_embeddings().weight
             cache = DynamicCache(config=self.get_base_model().config)
-            self._compute(inputs_embeds=self._prompt().to(embedding.dtype), past_key_values=cache, use_cache=True)
+            inputs = {"inputs_embeds": self._prompt().to(embedding.dtype), self.cache_argument: cache}
+            self._compute(**inputs, use_cache=True)
         cache.batch_repeat_interleave(rows)
         return cache
 
@@ -207,5 +206,5 @@ def generate(lm: nn.Module, ids: Tensor, mask: Tensor, **arguments: Any) -> Tens
         # generate() takes ids for what is cached; their values are never read.
         cached = ids.new_zeros(len(ids), lm.count)
         ids, mask = torch.cat([cached, ids], 1), torch.cat([cached == 0, mask], 1)
-        arguments["past_key_values"] = lm.filled_cache(len(ids))
+        arguments[lm.cache_argument] = lm.filled_cache(len(ids))
     return base.generate(input_ids=ids, attention_mask=mask.long(), **arguments)[:, ids.shape[1] :]

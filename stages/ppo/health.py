@@ -13,6 +13,7 @@ CAUSES = (
     "position ids do not follow the padding",
     "the reference is not the model that PPO starts from",
     "the completion mask is shifted",
+    "a new adapter of this PEFT type changes the model before it is trained",
 )
 
 
