@@ -31,7 +31,7 @@ class SplitConfig(Settings):
 
 class DataConfig(Settings):
     demonstrations: SplitConfig | None = None
-    """SFT rows: `prompt, completion`, `messages`, or `text` alone (domain adaptation)."""
+    """SFT rows: `prompt, completion`, `messages`, `text` alone, or `text, label` with sft.classification."""
     preferences: SplitConfig | None = None
     """Reward-model rows: `prompt, chosen, rejected` and optionally `margin`."""
     prompts: SplitConfig | None = None
@@ -101,6 +101,11 @@ class PipelineConfig(Settings):
             )
         if self.sft.packing and "sft" in tunings and tunings["sft"].uses_virtual_tokens:
             yield f"sft.packing puts several texts behind one {tunings['sft'].method} prompt; set sft.packing: false"
+        if ppo and self.ppo.ptx_coef and self.sft.classification:
+            yield (
+                "ppo.ptx_coef mixes demonstrations into PPO, and with sft.classification they are labelled rows; "
+                "set ppo.ptx_coef: 0"
+            )
         for stage in [s for s in tunings if tunings[s].method == "full" and self.model.quantization != "none"]:
             yield f"{stage}.tuning.method: full cannot train 4-bit weights; set model.quantization: none, or use lora"
         if self.model.dtype == "bfloat16" and ppo and ppo.method == "full":

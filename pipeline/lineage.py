@@ -61,6 +61,7 @@ def inputs_of(run: RunDir, config: PipelineConfig, stage: str) -> StageInputs:
             "seed": config.seed,
             "base": base["hash"],
             "data": data_hashes,
+            **_template(config, data),
             "parents": finals,
             "reward": _reward(config, hashes) if stage in ("ppo", "evaluation") else None,
         }
@@ -132,6 +133,13 @@ def _data_hash(role: str, path: Path, hashes: FileHashes) -> str:
     if not path.is_file():
         raise missing_path(path, f"data.{role}")
     return hashes.file(path)
+
+
+def _template(config: PipelineConfig, data: Mapping[str, Path]) -> dict[str, Any]:
+    """How labelled rows become demonstrations, for any stage that reads them; nothing without sft.classification."""
+    classification = config.sft.classification
+    reads = any(role.startswith("demonstrations") for role in data)
+    return {"classification": plain(classification)} if classification and reads else {}
 
 
 def _reward(config: PipelineConfig, hashes: FileHashes) -> list[Any]:

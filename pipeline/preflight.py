@@ -78,10 +78,11 @@ def _version_error(requirement: Requirement) -> InputError | None:
 
 def _read_data(config: PipelineConfig, found: Preflight, deferred: bool) -> dict[str, int]:
     """Read every data file that an enabled stage uses; row counts by role."""
-    from stages.data import read_demonstrations, read_preferences, read_prompts
+    from stages.classification import read_sft_rows
+    from stages.data import read_preferences, read_prompts
 
     readers = {
-        "demonstrations": read_demonstrations,
+        "demonstrations": lambda path: read_sft_rows(path, config.sft),
         "preferences": read_preferences,
         "prompts": read_prompts,
     }

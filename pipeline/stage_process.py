@@ -93,7 +93,7 @@ def _run_sft(config: PipelineConfig, inputs: StageInputs, context: StageContext)
 
 
 def _run_reward_model(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
-    from stages.data import read_demonstrations
+    from stages.classification import read_sft_rows
     from stages.reward_model.stage import run_reward_model
 
     data = inputs.data
@@ -105,7 +105,7 @@ def _run_reward_model(config: PipelineConfig, inputs: StageInputs, context: Stag
         eval=data.get("preferences.eval"),
         sft=inputs.parents.get("sft"),
         context=context,
-        demonstrations=read_demonstrations(shown) if shown else [],
+        demonstrations=read_sft_rows(shown, config.sft) if shown else [],
         trunk=config.trunk,
     )
 

@@ -56,7 +56,7 @@ def read_rows(path: Path) -> list[Row]:
             mistakes.add("DATA03", problem, "write one JSON object per line")
             continue
         if not isinstance(row, dict):
-            problem = f"line {number}: a JSON {_kind(row)}, expected an object"
+            problem = f"line {number}: a JSON {kind(row)}, expected an object"
             mistakes.add("DATA03", problem, 'write {"column": value, ...} on each line')
             continue
         rows.append(row)
@@ -76,10 +76,10 @@ def read_demonstrations(path: Path) -> list[Row]:
     if "messages" in rows[0]:
         checks: dict[str, Check] = {"messages": _answered_messages}
     elif "text" in rows[0] and not {"prompt", "completion"} & rows[0].keys():
-        checks = {"text": _filled_text}
+        checks = {"text": filled_text}
     else:
-        checks = {"prompt": _filled_prompt, "completion": _filled_text}
-    _check_columns(rows, checks, mistakes)
+        checks = {"prompt": _filled_prompt, "completion": filled_text}
+    check_columns(rows, checks, mistakes)
     mistakes.raise_if_any()
     return rows
 
@@ -93,10 +93,10 @@ def read_preferences(path: Path) -> list[Row]:
     checks: dict[str, Check] = {"prompt": _prompt, "chosen": _text, "rejected": _text}
     if any("margin" in row for row in rows):
         checks["margin"] = _finite_number
-    _check_columns(rows, checks, mistakes)
+    check_columns(rows, checks, mistakes)
     equal = [number for number, row in enumerate(rows, start=1) if _is_equal_pair(row)]
     if len(equal) > MAX_EQUAL_PAIRS * len(rows):
-        problem = f"'chosen' equals 'rejected' in {len(equal)} of {len(rows)} rows ({_listed(equal)})"
+        problem = f"'chosen' equals 'rejected' in {len(equal)} of {len(rows)} rows ({listed(equal)})"
         mistakes.add("DATA05", problem, "check what wrote the file, then remove those rows")
     mistakes.raise_if_any()
     if equal:
@@ -112,7 +112,7 @@ def read_prompts(path: Path) -> list[Row]:
     rows, mistakes = read_rows(path), Mistakes(path)
     columns = dict.fromkeys(column for row in rows for column in row)
     checks: dict[str, Check] = {"prompt": _filled_prompt, **{c: _anything for c in columns if c != "prompt"}}
-    _check_columns(rows, checks, mistakes)
+    check_columns(rows, checks, mistakes)
     mistakes.raise_if_any()
     return rows
 
@@ -129,7 +129,8 @@ def _lines(path: Path) -> list[str]:
     return text.rstrip().split("\n") if text.strip() else []
 
 
-def _check_columns(rows: Sequence[Row], checks: dict[str, Check], mistakes: Mistakes) -> None:
+def check_columns(rows: Sequence[Row], checks: dict[str, Check], mistakes: Mistakes) -> None:
+    """Adds DATA01 for each column that rows lack, and DATA02 for each thing that is wrong with its values."""
     for column, check in checks.items():
         missing = [number for number, row in enumerate(rows, start=1) if column not in row]
         if missing:
@@ -140,27 +141,30 @@ def _check_columns(rows: Sequence[Row], checks: dict[str, Check], mistakes: Mist
             if problem:
                 wrong.setdefault(problem, []).append(number)
         for problem, numbers in wrong.items():
-            mistakes.add("DATA02", f"{_place(numbers)}: '{column}' {problem}{_such(numbers)}", "correct or remove them")
+            mistakes.add("DATA02", f"{place(numbers)}: '{column}' {problem}{such(numbers)}", "correct or remove them")
 
 
 def _add_missing(column: str, known: Iterable[str], missing: Sequence[int], row: Row, mistakes: Mistakes) -> None:
     candidates = [name for name in row if name not in set(known)]
     nearest = difflib.get_close_matches(column, candidates, n=1, cutoff=0.6)
-    problem = f"{_place(missing)}: no field '{column}'{_such(missing)}. Found: {', '.join(row) or 'nothing'}"
+    problem = f"{place(missing)}: no field '{column}'{such(missing)}. Found: {', '.join(row) or 'nothing'}"
     if nearest:
         problem += f". Did you mean '{nearest[0]}'?"
     mistakes.add("DATA01", problem, f"rename '{nearest[0]}' to '{column}'" if nearest else f"add '{column}'")
 
 
-def _place(numbers: Sequence[int]) -> str:
+def place(numbers: Sequence[int]) -> str:
+    """Where a mistake is first found."""
     return f"row {numbers[0]}"
 
 
-def _such(numbers: Sequence[int]) -> str:
-    return f" ({len(numbers)} such rows: {_listed(numbers)})" if len(numbers) > 1 else ""
+def such(numbers: Sequence[int]) -> str:
+    """How often it is found, or '' when once."""
+    return f" ({len(numbers)} such rows: {listed(numbers)})" if len(numbers) > 1 else ""
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def listed(numbers: Sequence[int]) -> str:
+    """The first of these row numbers."""
     return ", ".join(map(str, numbers[:SHOWN])) + (", ..." if len(numbers) > SHOWN else "")
 
 
@@ -169,7 +173,8 @@ def _is_equal_pair(row: Row) -> bool:
     return isinstance(chosen, str) and isinstance(rejected, str) and chosen.strip() == rejected.strip()
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """A JSON value's type as JSON calls it."""
     names = {list: "list", dict: "object", str: "string", bool: "boolean", int: "number", float: "number"}
     return names.get(type(value), "null")
 
@@ -181,10 +186,11 @@ def _anything(value: Any) -> None:
 def _text(value: Any) -> str | None:
     if isinstance(value, str):
         return None
-    return "is null" if value is None else f"is a {_kind(value)}, expected a string"
+    return "is null" if value is None else f"is a {kind(value)}, expected a string"
 
 
-def _filled_text(value: Any) -> str | None:
+def filled_text(value: Any) -> str | None:
+    """A text that says something."""
     return _text(value) or (None if value.strip() else "is empty")
 
 
@@ -194,7 +200,7 @@ def _prompt(value: Any) -> str | None:
 
 
 def _filled_prompt(value: Any) -> str | None:
-    return _prompt(value) if isinstance(value, list) else _filled_text(value)
+    return _prompt(value) if isinstance(value, list) else filled_text(value)
 
 
 def _answered_messages(value: Any) -> str | None:
@@ -207,7 +213,7 @@ def _answered_messages(value: Any) -> str | None:
 
 def _messages(value: Any, last: str) -> str | None:
     if not isinstance(value, list) or not value:
-        return f"is {'an empty list' if value == [] else f'a {_kind(value)}'}, expected a list of messages"
+        return f"is {'an empty list' if value == [] else f'a {kind(value)}'}, expected a list of messages"
     for index, message in enumerate(value, start=1):
         fields = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if not all(isinstance(field, str) for field in fields):
@@ -218,5 +224,5 @@ def _messages(value: Any, last: str) -> str | None:
 
 def _finite_number(value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return "is null" if value is None else f"is a {_kind(value)}, expected a number"
+        return "is null" if value is None else f"is a {kind(value)}, expected a number"
     return None if math.isfinite(value) else f"is {value}, expected a finite number"

@@ -128,7 +128,16 @@ def verify_saved(model: PeftModel, folder: Path) -> None:
         raise InputError("PEFT02", f"{folder}: {what}", fix="lower the learning rate, or check what was trained")
 
 
-def trainable_count(model: nn.Module) -> tuple[int, int]:
-    """Trainable and all parameters, each tensor counted once."""
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """How many parameters are trained, and how many there are; each tensor counted once."""
     tensors = {id(p): p for p in model.parameters()}.values()
-    return sum(p.numel() for p in tensors if p.requires_grad), sum(p.numel() for p in tensors)
+    trained = sum(p.numel() for p in tensors if p.requires_grad)
+    return {"trainable_parameters": trained, "parameters": sum(p.numel() for p in tensors)}
+
+
+def announce_parameters(stage: str, model: nn.Module) -> dict[str, int]:
+    """Print what share of a model a stage trains; the counts, for the stage's manifest."""
+    counts = parameter_counts(model)
+    trained, total = counts.values()
+    print(f"{stage}: trains {trained:,} of {total:,} parameters ({trained / total:.2%})", flush=True)
+    return counts

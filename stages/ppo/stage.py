@@ -1,9 +1,11 @@
 """The PPO stage: builds the roles, walks the iterations, evaluates, keeps the best policy."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from reward.config import RewardTerm
 from stages.base import StageContext, StageResult
+from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.ppo.builder import PPOBuilder
 from stages.ppo.config import PPOConfig
@@ -28,6 +30,7 @@ def run_ppo(
     quiet_libraries()
     builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed, trunk)
     trainer = builder.trainer(demonstrations)
+    counts = announce_parameters("ppo", builder.policy_lm)
     evaluator = Evaluator(
         trainer.reference,
         trainer.reward,
@@ -45,4 +48,4 @@ def run_ppo(
         compute=model.compute,
         evaluator=evaluator,
     )
-    return loop.run()
+    return replace(loop.run(), details=counts)

@@ -19,6 +19,7 @@ from stages.hf_trainer import (
     silence,
     training_arguments,
 )
+from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.heads import ScoreModel
 from stages.models.load import load_tokenizer, source_of
@@ -71,6 +72,7 @@ def run_reward_model(
     torch.manual_seed(context.seed)
     roles = Roles(model, trunk.frozen_layers)
     classifier = roles.scorer_to_train(source, config.tuning, tokenizer.pad_token_id)
+    counts = announce_parameters("reward_model", classifier)
     trainer = RewardTrainer(
         model=classifier,
         processing_class=tokenizer,
@@ -109,7 +111,7 @@ def run_reward_model(
         trainer.state.global_step,
     )
     _require_accuracy(config, headline)
-    return StageResult(final, is_adapter(final), headline)
+    return StageResult(final, is_adapter(final), headline, counts)
 
 
 def _held_out(pairs: list[dict[str, Any]], score: Any) -> dict[str, float]:

@@ -10,7 +10,7 @@ from trl import SFTConfig as TRLArguments
 from trl import SFTTrainer
 
 from stages.base import InputError, StageContext, StageResult
-from stages.data import read_demonstrations
+from stages.classification import absent_labels, read_sft_rows
 from stages.hf_trainer import (
     SealedCheckpoints,
     TrackerCallback,
@@ -20,12 +20,14 @@ from stages.hf_trainer import (
     silence,
     training_arguments,
 )
+from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.load import load_tokenizer, neutral_generation_config, source_of, stop_ids
 from stages.models.roles import Roles
 from stages.quiet import quiet_libraries
 from stages.render import Rendered, Renderer, without_target
 from stages.rollout import Sampler
+from stages.sft.classification import HeldOutLabels
 from stages.sft.config import SFTConfig
 
 NAMES = {
@@ -56,14 +58,18 @@ def run_sft(
     source = source_of(model.path)
     tokenizer = load_tokenizer(source, model.trust_remote_code)
     renderer = Renderer(tokenizer)
-    rows = read_demonstrations(train)
+    rows = read_sft_rows(train, config)
     train_set = _dataset([renderer.demonstration(r) for r in rows], config, train)
-    held_out = read_demonstrations(eval) if eval else []
+    held_out = read_sft_rows(eval, config) if eval else []
     eval_set = _dataset([renderer.demonstration(r) for r in held_out], config, eval) if held_out else None
+
+    _tell_absent_labels(rows, config, train)
+    labels = HeldOutLabels(config, model, renderer, held_out, eval, context) if config.classification and eval else None
 
     torch.manual_seed(context.seed)
     roles = Roles(model, trunk.frozen_layers)
     policy = roles.policy(source, config.tuning)
+    counts = announce_parameters("sft", policy)
     stops = stop_ids(policy, tokenizer)
     policy.generation_config = neutral_generation_config(stops, tokenizer)
     trainer = SFTTrainer(
@@ -80,12 +86,14 @@ def run_sft(
         callbacks=[TrackerCallback(context, "sft", NAMES, SHOWN), SealedCheckpoints(context)],
     )
     silence(trainer)
-    samples = _Samples(config, model, renderer, held_out, stops, context)
+    samples = _Samples(config, model, renderer, [] if labels else held_out, stops, context)
     before = trainer.evaluate()["eval_loss"] if eval_set else None
     samples.take(policy, "before", 0)
+    labelled_before = labels.measure(policy, "before", 0) if labels else {}
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(context))
     after = trainer.evaluate()["eval_loss"] if eval_set else None
     samples.take(policy, "after", trainer.state.global_step)
+    labelled = labels.measure(policy, "after", trainer.state.global_step) if labels else {}
     final = context.folder / "final"
     publish(policy, tokenizer, final, roles)
     policy.generation_config.save_pretrained(final)
@@ -94,8 +102,16 @@ def run_sft(
         "eval_loss": after,
         "steps": trainer.state.global_step,
         "rows": len(train_set),
+        "accuracy_before": labelled_before.get("accuracy"),
+        **labelled,
     }
-    return StageResult(final, is_adapter(final), {k: v for k, v in headline.items() if v is not None})
+    return StageResult(final, is_adapter(final), {k: v for k, v in headline.items() if v is not None}, counts)
+
+
+def _tell_absent_labels(rows: list[dict[str, Any]], config: SFTConfig, path: Path) -> None:
+    absent = absent_labels(rows, config.classification) if config.classification else []
+    if absent:
+        print(f"{path}: no row has the label {' or '.join(map(repr, absent))}, so it will not be learned", flush=True)
 
 
 def _dataset(rows: list[Rendered], config: SFTConfig, path: Path) -> Dataset:
