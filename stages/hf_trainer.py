@@ -1,4 +1,4 @@
-"""What the two stages on TRL's trainers share: arguments, logging, publishing."""
+"""What the two stages on TRL's trainers share: arguments and logging."""
 
 import math
 import shutil
@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -22,9 +19,7 @@ from transformers import (
 )
 
 from stages.base import Diverged, StageContext
-from stages.models.adapters import verify_saved
 from stages.models.config import ModelConfig
-from stages.models.roles import Roles
 from stages.progress import Progress
 from stages.reward_model.config import RewardModelConfig
 from stages.sft.config import SFTConfig
@@ -137,23 +132,3 @@ def checkpoint_to_resume(context: StageContext) -> str | None:
         return None
     print(f"resuming from {found[1]}", flush=True)
     return str(found[1])
-
-
-def publish(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, final: Path, roles: Roles) -> None:
-    """Write a stage's model so that plain transformers (and peft) load it; an adapter with the identity of its base.
-
-    Raises InputError PEFT02 when an adapter, read back, is not whole or learned nothing.
-    """
-    model.save_pretrained(final)
-    tokenizer.save_pretrained(final)
-    (final / "README.md").unlink(missing_ok=True)  # PEFT's model card names a path and says nothing
-    if isinstance(model, PeftModel):
-        identity = roles.identity(model.active_peft_config.base_model_name_or_path)
-        if identity is not None:
-            identity.save(final)
-        verify_saved(model, final)
-
-
-def is_adapter(final: Path) -> bool:
-    """Whether a folder holds an adapter rather than whole weights."""
-    return (final / "adapter_config.json").is_file()

@@ -13,7 +13,7 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassificatio
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-import stages.hf_trainer
+import stages.models.publish
 from pipeline.config_loading import load_config
 from pipeline.rundir import RunDir
 from pipeline.stage_process import run_stage
@@ -105,7 +105,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
         original(model, *arguments)
         found.append(seen)
 
-    original = stages.hf_trainer.publish
+    original = stages.models.publish.publish
     for role in ("policy", "scorer_to_train"):
         monkeypatch.setattr(Roles, role, watched(getattr(Roles, role)))
     for module in ("stages.sft.stage", "stages.reward_model.stage", "stages.ppo.builder"):

@@ -13,11 +13,11 @@ from reward.mixture import FunctionTerm, RewardMixture
 from stages.base import InputError
 from stages.data import read_demonstrations, read_prompts
 from stages.engine import SCHEDULES, TorchEngine
-from stages.hf_trainer import is_adapter, publish
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.heads import PolicyModel, ScoreModel
 from stages.models.load import load_tokenizer, neutral_generation_config, source_of, stop_ids
 from stages.models.precision import device
+from stages.models.publish import is_adapter, publish
 from stages.models.roles import Roles, trainable
 from stages.models.trunk import FrozenTrunk, NoTrunk, shares_layers
 from stages.ppo.config import PPOConfig

@@ -149,10 +149,10 @@ class PPOTrainer:
                 new = self.policy.module(e.ids, e.attention_mask, e.mask, config.entropy_coef > 0)
                 ratio = losses.log_ratio(new.logprobs, e.logprobs, e.mask)
                 policy = losses.policy_loss(ratio, e.advantages, e.mask, config.clip_range, config.dual_clip)
+                if self._policy_learns:  # backward here: the activations of one network at a time
+                    self.policy.backward((policy - config.entropy_coef * new.entropy).sum() / tokens)
                 values = self.value.module.values(e.ids, e.attention_mask, e.mask.shape[1])
                 value = losses.value_loss(values, e.values, e.returns, e.mask, config.value_clip_range)
-                if self._policy_learns:
-                    self.policy.backward((policy - config.entropy_coef * new.entropy).sum() / tokens)
                 self.value.backward(config.vf_coef * value.sum() / tokens)
             _accumulate(
                 stats,

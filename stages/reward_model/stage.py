@@ -14,8 +14,6 @@ from stages.hf_trainer import (
     SealedCheckpoints,
     TrackerCallback,
     checkpoint_to_resume,
-    is_adapter,
-    publish,
     silence,
     training_arguments,
 )
@@ -24,6 +22,7 @@ from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.heads import ScoreModel
 from stages.models.load import load_tokenizer, source_of
 from stages.models.precision import device
+from stages.models.publish import is_adapter, publish
 from stages.models.roles import Roles
 from stages.quiet import quiet_libraries
 from stages.render import Rendered, Renderer

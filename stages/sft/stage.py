@@ -15,14 +15,13 @@ from stages.hf_trainer import (
     SealedCheckpoints,
     TrackerCallback,
     checkpoint_to_resume,
-    is_adapter,
-    publish,
     silence,
     training_arguments,
 )
 from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.load import load_tokenizer, neutral_generation_config, source_of, stop_ids
+from stages.models.publish import is_adapter, publish
 from stages.models.roles import Roles
 from stages.quiet import quiet_libraries
 from stages.render import Rendered, Renderer, without_target

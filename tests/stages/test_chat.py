@@ -11,9 +11,9 @@ import torch
 
 from stages.base import InputError
 from stages.chat import HELP, ChatConfig, ChatSession, run_chat
-from stages.hf_trainer import publish
 from stages.models.config import ModelConfig, TuningConfig
 from stages.models.load import load_tokenizer, source_of
+from stages.models.publish import publish
 from stages.models.roles import Roles
 from stages.models.trunk import decoder_layers
 from tests.toy_models import EOS, PAD, noise, save_toy, toy_tokenizer

@@ -14,9 +14,9 @@ from pipeline.cli import app, main
 from stages import export
 from stages.base import InputError
 from stages.export import export_merged
-from stages.hf_trainer import publish
 from stages.models.config import ModelConfig, TuningConfig
 from stages.models.load import load_tokenizer, neutral_generation_config, source_of
+from stages.models.publish import publish
 from stages.models.roles import Roles
 from stages.reward_model.statistics import RewardStatistics
 from tests.toy_models import ARCHITECTURES, CHAT_TEMPLATE, EOS, PAD, noise, random_ids, save_toy

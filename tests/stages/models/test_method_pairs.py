@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from stages.base import InputError
-from stages.hf_trainer import publish
 from stages.models.config import ModelConfig, TuningConfig
 from stages.models.heads import PolicyModel
 from stages.models.load import source_of
+from stages.models.publish import publish
 from stages.models.roles import Roles
 from tests.toy_models import ARCHITECTURES, noise, random_ids, save_toy, toy_tokenizer
 

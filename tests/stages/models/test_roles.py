@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from stages.base import InputError
-from stages.hf_trainer import publish
 from stages.models.adapters import attach_adapter, load_adapter_weights, same_shape
 from stages.models.config import ModelConfig, TuningConfig
 from stages.models.heads import PolicyModel, ScoreModel
 from stages.models.load import ModelSource, load_tokenizer, source_of
 from stages.models.peft_types import peft_config
+from stages.models.publish import publish
 from stages.models.roles import Roles, share, trainable
 from stages.models.scalar import load_classifier, with_scalar_head
 from stages.models.trunk import decoder_layers

@@ -1,0 +1,29 @@
+"""A stage's `final/`: what the next stage, plain transformers and PEFT read."""
+
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stages.models.adapters import verify_saved
+from stages.models.roles import Roles
+
+
+def publish(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, final: Path, roles: Roles) -> None:
+    """Write a stage's model so that plain transformers (and peft) load it; an adapter with the identity of its base.
+
+    Raises InputError PEFT02 when an adapter, read back, is not whole or learned nothing.
+    """
+    model.save_pretrained(final)
+    tokenizer.save_pretrained(final)
+    (final / "README.md").unlink(missing_ok=True)  # PEFT's model card names a path and says nothing
+    if isinstance(model, PeftModel):
+        identity = roles.identity(model.active_peft_config.base_model_name_or_path)
+        if identity is not None:
+            identity.save(final)
+        verify_saved(model, final)
+
+
+def is_adapter(final: Path) -> bool:
+    """Whether a folder holds an adapter rather than whole weights."""
+    return (final / "adapter_config.json").is_file()
