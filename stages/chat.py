@@ -16,6 +16,7 @@ from stages.models.config import ModelConfig
 from stages.models.load import ModelSource, load_tokenizer, source_of, stop_ids
 from stages.models.precision import autocast, device
 from stages.models.roles import Roles
+from stages.models.trunk import unwrapped
 from stages.models.virtual_tokens import generate, has_virtual_tokens
 from stages.quiet import quiet_libraries
 from stages.render import Renderer
@@ -199,8 +200,7 @@ def _voice(roles: Roles, source: ModelSource, own: ModelSource, trust_remote_cod
     has_tokenizer = (s for s in candidates if (Path(s.folder) / "tokenizer_config.json").is_file())
     tokenizer = load_tokenizer(next(has_tokenizer, ModelSource(own.base)), trust_remote_code)
     lm = roles.reference(source).to(device())
-    base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-    return Voice(lm, Renderer(tokenizer), stop_ids(base, tokenizer))
+    return Voice(lm, Renderer(tokenizer), stop_ids(unwrapped(lm), tokenizer))
 
 
 def run_chat(session: ChatSession, lines: Iterable[str], write: Write, marked: bool = False) -> None:

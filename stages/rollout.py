@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from stages.models.precision import autocast
+from stages.models.trunk import unwrapped
 from stages.models.virtual_tokens import generate
 
 
@@ -163,7 +164,7 @@ def generating_with(lm: nn.Module, config: GenerationConfig) -> Iterator[None]:
     The output layer gets contiguous input meanwhile. After the prompt it is handed a slice [B, 1, H], for which linear
     would copy its whole weight once per row: 3.6 GB at 64 rows and a vocabulary of 49k.
     """
-    base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+    base = unwrapped(lm)
     own, base.generation_config = base.generation_config, config
     hook = base.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     try:

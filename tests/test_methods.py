@@ -188,6 +188,16 @@ def test_ppo_starts_at_kl_zero_and_its_value_model_at_the_reward_model(chain: Ch
     assert chain.metrics("ppo", "objective/kl")[3] != 0.0
 
 
+def test_recomputed_activations_give_ppo_the_same_bits(chain: Chain, tmp_path: Path):
+    shutil.copytree(chain.run.path, tmp_path / "methods")
+    overrides = [f"run.root={tmp_path}", "ppo.gradient_checkpointing=true"]
+    run = RunDir.create(load_config(chain.run.config_file, overrides), ["test"])
+    expected = run.stage("ppo").manifest["final_hash"]
+    assert run_stage(run, "ppo") == 0
+    assert run.stage("ppo").manifest["config"]["gradient_checkpointing"] is True
+    assert run.stage("ppo").manifest["final_hash"] == expected
+
+
 def test_each_stage_begins_where_sft_ended(chain: Chain):
     sft, later = chain.seen["sft"], [chain.seen["reward_model"], chain.seen["ppo"]]
     heads = ("score", "lm_head")

@@ -40,7 +40,7 @@ KEYS: dict[str, set[str]] = {
     "full": set(),
     "lora": _LORA,
     "adapter": {"placement", "reduction", "activation", "dropout", "targets"},
-    "prefix_tuning": _VIRTUAL | {"projection", "encoder_size"},
+    "prefix_tuning": _VIRTUAL | {"projection", "encoder_size", "init", "init_text"},
     "prompt_tuning": _VIRTUAL | {"init", "init_text"},
     "p_tuning": _VIRTUAL | {"encoder", "encoder_size"},
 }
@@ -80,9 +80,9 @@ class TuningConfig(Settings):
     encoder_size: int | None = Field(default=None, gt=0)
     """prefix_tuning with projection, p_tuning: hidden units of that network; null = hidden size of the model."""
     init: Literal["vocabulary", "random"] = "vocabulary"
-    """prompt_tuning: start at embeddings of random words, or at random numbers N(0, 1)."""
+    """prompt_tuning, prefix_tuning: start at what the model makes of random words, or at random numbers N(0, 1)."""
     init_text: str | None = None
-    """prompt_tuning: start at the embeddings of this text, repeated or cut to virtual_tokens; null = as `init` says."""
+    """prompt_tuning, prefix_tuning: start at this text, repeated or cut to virtual_tokens; null = as `init` says."""
     arguments: dict[str, Any] = {}
     """any other PEFT type: keyword arguments of its config class."""
 
@@ -105,12 +105,20 @@ class TuningConfig(Settings):
     def _keys(self) -> set[str]:
         """The keys that mean something here, beside `method`."""
         keys = KEYS.get(self.method, {"arguments"})
-        return keys - {"encoder_size"} if self.method == "prefix_tuning" and not self.projection else keys
+        if self.method == "prefix_tuning":
+            return keys - ({"init", "init_text"} if self.projection else {"encoder_size"})
+        return keys
 
     @model_serializer(mode="wrap")
     def _without_the_rest(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What is written down is what can be read again."""
         return {key: value for key, value in handler(self).items() if key == "method" or key in self._keys}
+
+    @property
+    def starts_at_words(self) -> bool:
+        """Whether a new prefix starts at keys and values of words; a prompt is made by PEFT itself."""
+        by_words = self.init == "vocabulary" or self.init_text is not None
+        return self.method == "prefix_tuning" and not self.projection and by_words
 
     @property
     def uses_virtual_tokens(self) -> bool:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from stages.models.precision import autocast
-from stages.models.trunk import inner_model
+from stages.models.trunk import inner_model, unwrapped
 from stages.models.virtual_tokens import counted_positions
 
 CHUNK_TOKENS = 512  # logits are never held for more tokens than these; at a vocabulary of 50k that is 100 MB
@@ -76,7 +76,7 @@ class PolicyModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output layer with the scaling and capping that some architectures put after it."""
-        lm = self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
+        lm = unwrapped(self.lm)
         config = lm.config.get_text_config()
         logits = lm.get_output_embeddings()(hidden)
         for factor in ("logit_scale", "lm_head_multiplier"):
@@ -102,8 +102,7 @@ class ScoreModel(nn.Module):
 
     def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Centred scalars at every position, float32 [B, S]."""
-        classifier = self.classifier
-        classifier = classifier.get_base_model() if hasattr(classifier, "get_base_model") else classifier
+        classifier = unwrapped(self.classifier)
         with autocast(self.compute, ids.device):
             hidden = hidden_states(classifier, ids, attention_mask)
         with torch.autocast(hidden.device.type, enabled=False):  # one scalar decides: keep the head in float32

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+import torch
 from peft import PeftConfig, TaskType
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stages.models.adapters import attach_adapter, continue_adapter, load_frozen_adapter, merge, same_shape
@@ -157,7 +158,19 @@ class Roles:
 
     def _tuned(self, model: PreTrainedModel, source: ModelSource, tuning: TuningConfig, task: TaskType) -> nn.Module:
         start = self._fitting(source) if source.adapter else None
-        return attach_adapter(model, self._config(model, source, tuning, task), start)
+        tuned = attach_adapter(model, self._config(model, source, tuning, task), start)
+        if start is None and tuning.starts_at_words:
+            tuned.start_prefix_at(self._words(model, source, tuning))
+        return tuned
+
+    def _words(self, model: PreTrainedModel, source: ModelSource, tuning: TuningConfig) -> Tensor:
+        """Ids [N] of the words at which virtual tokens start: those of `init_text`, or random ones."""
+        count = tuning.virtual_tokens
+        if tuning.init_text is None:
+            return torch.randint(model.config.get_text_config().vocab_size, (count,))
+        tokenizer = load_tokenizer(source, self._model.trust_remote_code)
+        ids = tokenizer(tuning.init_text, add_special_tokens=False).input_ids
+        return torch.tensor(ids).repeat(-(-count // len(ids)))[:count]
 
     def _config(
         self, model: PreTrainedModel, source: ModelSource, tuning: TuningConfig, task: TaskType = TaskType.CAUSAL_LM

@@ -13,9 +13,14 @@ from itertools import chain
 from torch import Tensor, nn
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model of transformers that PEFT has wrapped, if it has."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def inner_model(model: nn.Module) -> nn.Module:
     """The transformer below the heads, whatever wrapper (PEFT or none) is around it."""
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model = unwrapped(model)
     return getattr(model, model.base_model_prefix, model)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModelForCausalLM, PeftModelForSequenceClassification, PeftType, TaskType
+from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values
 from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from stages.base import InputError
-from stages.models.trunk import decoder_layers, inner_model
+from stages.models.trunk import decoder_layers, inner_model, unwrapped
 
 ENCODER_FILE = "prompt_encoder.safetensors"
 """The network that makes prompt or prefix. PEFT saves only what it makes, from which training cannot go on."""
@@ -119,6 +120,13 @@ class _VirtualTokens:
         output.last_hidden_state = output.last_hidden_state[:, self.count :].contiguous()
         return output
 
+    @torch.no_grad()
+    def start_prefix_at(self, words: Tensor) -> None:
+        """Let a new prefix be the keys and values of words, ids [N]; random ones would wreck a pretrained model."""
+        cache = DynamicCache(config=self.get_base_model().config)
+        self._compute(input_ids=words.unsqueeze(0), **{self.cache_argument: cache}, use_cache=True)
+        initialize_kv_prefix_from_past_key_values(self, past_key_values=cache)
+
     def _lengthened(self, mask: Tensor) -> Tensor:
         return torch.cat([mask.new_ones(len(mask), self.count), mask], 1)
 
@@ -201,7 +209,7 @@ def has_virtual_tokens(model: nn.Module) -> bool:
 @torch.no_grad()
 def generate(lm: nn.Module, ids: Tensor, mask: Tensor, **arguments: Any) -> Tensor:
     """The new tokens alone, long [B, T], after prompts `ids` [B, P] under `mask` bool [B, P]; rest: for generate()."""
-    base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+    base = unwrapped(lm)
     if has_virtual_tokens(lm):
         # generate() takes ids for what is cached; their values are never read.
         cached = ids.new_zeros(len(ids), lm.count)

@@ -19,7 +19,7 @@ from stages.models.load import load_tokenizer, neutral_generation_config, source
 from stages.models.precision import device
 from stages.models.publish import is_adapter, publish
 from stages.models.roles import Roles, trainable
-from stages.models.trunk import FrozenTrunk, NoTrunk, shares_layers
+from stages.models.trunk import FrozenTrunk, NoTrunk, shares_layers, unwrapped
 from stages.ppo.config import PPOConfig
 from stages.ppo.ema import EMA
 from stages.ppo.kl import AdaptiveKL, FixedKL
@@ -70,8 +70,7 @@ class PPOBuilder:
 
     def neutral(self, lm: nn.Module) -> nn.Module:
         """The model on its device, sampling from its full softmax whatever its folder says."""
-        base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-        base.generation_config = neutral_generation_config(self.stops, self.tokenizer)
+        unwrapped(lm).generation_config = neutral_generation_config(self.stops, self.tokenizer)
         return lm.to(device())
 
     def trainer(self, demonstrations: Path | None) -> PPOTrainer:
@@ -79,6 +78,9 @@ class PPOBuilder:
         config = self.config
         reward, scorers = self.reward()
         value = self.value()
+        if config.gradient_checkpointing:
+            for trained in (self.policy_lm, value.classifier):
+                unwrapped(trained).gradient_checkpointing_enable({"use_reentrant": False})
         return PPOTrainer(
             config=config,
             policy=self.engine(

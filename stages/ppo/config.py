@@ -33,6 +33,8 @@ class PPOConfig(Settings):
     """Completions per forward pass, per device."""
     ppo_epochs: int = Field(default=4, gt=0)
     """Passes over each rollout."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
 
     max_prompt_tokens: int = Field(default=512, gt=0)
     """Longest prompt (tokens); longer prompts are refused before training."""

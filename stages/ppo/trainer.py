@@ -4,7 +4,7 @@ Formulas and their sources are in advantages.py, losses.py and kl.py; docs/ppo.m
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -72,7 +72,8 @@ class PPOTrainer:
         experience, texts, parts = self.evaluate(rollout, batch)
         clock.lap("scoring")
         metrics = rollout_metrics(experience, self.kl.coef)
-        metrics |= self.optimise(experience, batch)
+        with self._recomputing():
+            metrics |= self.optimise(experience, batch)
         clock.lap("update")
         self.kl.update(metrics["objective/kl"], len(experience))
         self.finished += 1
@@ -172,6 +173,21 @@ class PPOTrainer:
             self.policy.backward(self.ptx.coef * loss)
             stats["policy/ptx_loss"] = loss.detach()
         return {name: float(value) for name, value in stats.items()}
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Inside, activations are recomputed if so configured: transformers does it in train mode alone.
+
+        Nothing else depends on the mode, for every dropout probability is 0.
+        """
+        modules = (self.policy.module, self.value.module)
+        for module in modules:
+            module.train(self.config.gradient_checkpointing)
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.eval()
 
     def averaged(self) -> AbstractContextManager:
         """Inside, the policy computes with its averaged weights, if it keeps an average."""

@@ -114,3 +114,16 @@ def test_only_the_adapter_is_copied_when_ppo_continues_it(tmp_path: Path):
     assert torch.equal(logprobs(reference), before)
     shared = {p.data_ptr() for n, p in policy.named_parameters() if "bottleneck_" not in n}
     assert shared == {p.data_ptr() for n, p in reference.named_parameters() if "bottleneck_" not in n}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_prefix_that_starts_at_a_text_is_that_text(architecture: str, tmp_path: Path):
+    base = save_toy(tmp_path / "base", architecture)
+    roles = Roles(ModelConfig(path=str(base)))
+    tuning = TuningConfig(method="prefix_tuning", virtual_tokens=9, init_text="a film")
+    words = torch.tensor(toy_tokenizer()("a filma f", add_special_tokens=False).input_ids)  # repeated and cut
+    ids, mask = torch.cat([words.expand(3, -1), IDS], 1), torch.ones(3, 18, dtype=torch.bool)
+    with torch.no_grad():
+        spelt = PolicyModel(roles.frozen_base(str(base)))(ids, mask, mask[:, 13:]).logprobs
+        prefixed = PolicyModel(roles.policy(source_of(base), tuning))(IDS, mask[:, 9:], mask[:, 13:]).logprobs
+    assert (prefixed - spelt).abs().max() <= 1e-5
