@@ -40,6 +40,7 @@ def run_stage(run: RunDir, stage: str, force: bool = False) -> int:
         print(f"{stage}: finished and unchanged")
         return 0
     verify_unchanged(inputs.parents)
+    _tell_slow_arithmetic(config)
     if decision == "new":
         folder.clear()
     attempt = Attempt(folder, stage, inputs)
@@ -64,6 +65,17 @@ def _name_accelerator() -> None:
     import torch
 
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _tell_slow_arithmetic(config: PipelineConfig) -> None:
+    from stages.models.precision import emulates_bfloat16
+
+    if config.model.compute == "bfloat16" and emulates_bfloat16():
+        print(
+            "note: this processor has no instructions for bfloat16 and emulates them, slower than float32; "
+            "model.dtype=float32 model.compute=float32 is faster here, with slightly other results",
+            flush=True,
+        )
 
 
 def _return_freed_memory() -> None:
