@@ -1,6 +1,7 @@
 """Everything that can be known wrong before a model is loaded. Imports no torch."""
 
 import importlib.metadata
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -140,8 +141,11 @@ def _parent_errors(config: PipelineConfig) -> Iterator[InputError]:
 def _method_errors(config: PipelineConfig) -> Iterator[InputError]:
     """TUNE05: a method that is neither ours nor a PEFT type, or arguments that its config class does not have.
 
-    TUNE06: virtual tokens in PPO that no SFT has trained.
+    TUNE06: virtual tokens in PPO that no SFT has trained. DEP02: four bits without the library for them.
     """
+    if config.model.quantization == "4bit" and importlib.util.find_spec("bitsandbytes") is None:
+        problem = "model.quantization: 4bit needs the package bitsandbytes, which is not installed"
+        yield InputError("DEP02", problem, fix="pip install 'rlhf-pipeline[4bit]', or quantization: none")
     starts_at_model = config.ppo.enabled and not config.sft.enabled
     adapter = Path(config.model.path) / "adapter_config.json"
     if starts_at_model and config.ppo.tuning.uses_virtual_tokens and not adapter.is_file():
