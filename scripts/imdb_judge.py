@@ -3,7 +3,7 @@
     python scripts/imdb_judge.py        (its accuracy on reviews it has not seen)
 
 A linear classifier over words and word pairs, fitted on human labels of reviews that no stage was trained on.
-Needs the demo extra (joblib) and the files of scripts/prepare_imdb.py.
+Needs the files of scripts/prepare_imdb.py.
 """
 
 import functools

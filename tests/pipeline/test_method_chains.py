@@ -1,6 +1,6 @@
 """Methods that cannot follow one another are refused when the config is read."""
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,8 +70,8 @@ def test_a_method_that_does_not_fit_the_model_is_refused(workplace: Path, overri
     assert part in str(error.value)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_the_check_misses_the_library_for_four_bits(workplace: Path):
+def test_the_check_misses_the_library_for_four_bits(workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     overrides = [f"{stage}.tuning={LORA}" for stage in ("sft", "reward_model", "ppo")]
     found = check(load_config("config.yaml", ["model.quantization=4bit", *overrides])).errors
     assert [error.code for error in found] == ["DEP02"]

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("sklearn", reason="the judge needs the demo extra")
-
 from scripts import imdb_judge
 
 

@@ -1,6 +1,5 @@
 """Labelled rows become demonstrations by a template; every mistake in template or rows is told with its place."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from stages.base import InputError
 from stages.classification import absent_labels, read_classified, read_sft_rows
 from stages.sft.config import ClassificationConfig, SFTConfig
 from tests.test_layers import ROOT, TORCH, loaded_by, tops
+from tests.toy_models import write_rows
 
 MOOD = ClassificationConfig(prompt="Review: {text}\nMood:", labels={"0": "bad", "1": "good"})
 SECTION = """\
@@ -20,17 +20,6 @@ SECTION = """\
     prompt: "Review: {text} Mood:"
     labels: {0: bad, 1: good}
 """
-
-
-@pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return Path("data.jsonl")
-
-
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def message(path: Path, config: ClassificationConfig = MOOD) -> str:
@@ -47,7 +36,7 @@ def refusal(**changes: Any) -> str:
 
 
 def test_a_row_becomes_a_prompt_and_its_labels_word(file: Path) -> None:
-    write(file, {"text": "A joy.", "label": 1, "id": 7}, {"text": "No {fun}.", "label": "0", "id": 8})
+    write_rows(file, [{"text": "A joy.", "label": 1, "id": 7}, {"text": "No {fun}.", "label": "0", "id": 8}])
     assert read_classified(file, MOOD) == [
         {"prompt": "Review: A joy.\nMood:", "completion": " good", "label": "1"},
         {"prompt": "Review: No {fun}.\nMood:", "completion": " bad", "label": "0"},
@@ -58,7 +47,7 @@ def test_templates_take_other_columns_and_doubled_braces(file: Path) -> None:
     config = ClassificationConfig(
         prompt="{{{title}}} {text} ({year of issue})?", completion=" <{{{label}}}>", labels={"a": "yes", "b": "no"}
     )
-    write(file, {"text": "So so.", "title": "Up", "year of issue": 1999, "label": "b"})
+    write_rows(file, [{"text": "So so.", "title": "Up", "year of issue": 1999, "label": "b"}])
     assert read_classified(file, config) == [
         {"prompt": "{Up} So so. (1999)?", "completion": " <{no}>", "label": "b"},
     ]
@@ -67,22 +56,24 @@ def test_templates_take_other_columns_and_doubled_braces(file: Path) -> None:
 @pytest.mark.parametrize(("label", "key"), [(1, "1"), (1.0, "1"), ("1", "1"), (True, "true"), (False, "false")])
 def test_a_label_matches_its_spelling_in_the_config(file: Path, label: Any, key: str) -> None:
     config = ClassificationConfig(prompt="{text}", labels={"1": "one", "true": "yes", "false": "no"})
-    (row,) = read_classified(write(file, {"text": "a", "label": label}), config)
+    (row,) = read_classified(write_rows(file, [{"text": "a", "label": label}]), config)
     assert row["label"] == key
 
 
 def test_all_mistakes_of_a_file_are_told_together(file: Path) -> None:
     config = ClassificationConfig(prompt="{title}: {text}", labels={"0": "bad", "1": "good"})
-    write(
+    write_rows(
         file,
-        {"text": None, "label": 0, "title": "Up"},
-        {"txt": "a", "label": None, "title": "Up"},
-        {"text": " ", "label": 0.5, "title": None},
-        {"text": "a", "label": [1], "title": [1]},
-        {"text": "a", "label": "", "title": 5},
-        {"text": "a", "label": "good", "title": "Up"},
-        {"text": "a", "label": "good", "title": "Up"},
-        {"text": "a", "title": "Up"},
+        [
+            {"text": None, "label": 0, "title": "Up"},
+            {"txt": "a", "label": None, "title": "Up"},
+            {"text": " ", "label": 0.5, "title": None},
+            {"text": "a", "label": [1], "title": [1]},
+            {"text": "a", "label": "", "title": 5},
+            {"text": "a", "label": "good", "title": "Up"},
+            {"text": "a", "label": "good", "title": "Up"},
+            {"text": "a", "title": "Up"},
+        ],
     )
     assert message(file, config).splitlines() == [
         "[DATA02] data.jsonl row 3: 'title' is null; fix: correct or remove them",
@@ -124,17 +115,17 @@ def test_all_mistakes_of_a_file_are_told_together(file: Path) -> None:
 )
 def test_a_label_that_the_config_does_not_name_is_told(file: Path, labels: list[Any], told: str) -> None:
     config = ClassificationConfig(prompt="{text}", labels={"positive": "good", "negative": "bad"})
-    write(file, *[{"text": "a", "label": label} for label in labels])
+    write_rows(file, [{"text": "a", "label": label} for label in labels])
     assert message(file, config) == told
 
 
 def test_labels_that_no_row_has_are_known(file: Path) -> None:
-    rows = read_classified(write(file, {"text": "a", "label": 1}), MOOD)
+    rows = read_classified(write_rows(file, [{"text": "a", "label": 1}]), MOOD)
     assert absent_labels(rows, MOOD) == ["0"]
 
 
 def test_without_a_template_the_file_holds_demonstrations(file: Path) -> None:
-    write(file, {"text": "a whole text", "label": 1})
+    write_rows(file, [{"text": "a whole text", "label": 1}])
     assert read_sft_rows(file, SFTConfig()) == [{"text": "a whole text", "label": 1}]
     assert read_sft_rows(file, SFTConfig(classification=MOOD)) == [
         {"prompt": "Review: a whole text\nMood:", "completion": " good", "label": "1"}
@@ -185,7 +176,7 @@ def test_ppo_that_mixes_in_labelled_rows_is_refused(file: Path) -> None:
 
 
 def test_the_check_before_a_run_reads_labelled_rows(file: Path) -> None:
-    write(file, *[{"text": "a", "label": label} for label in (0, 1, 2)])
+    write_rows(file, [{"text": "a", "label": label} for label in (0, 1, 2)])
     Path("base").mkdir()
     Path("base/config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     Path("config.yaml").write_text(

@@ -1,6 +1,5 @@
 """Every mistake in a data file is told with its place, together with the others, before a model is loaded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +7,11 @@ import pytest
 
 from stages.base import InputError
 from stages.data import read_demonstrations, read_preferences, read_prompts, read_rows
+from tests.toy_models import write_rows
 
 PAIR = {"prompt": "The", "chosen": " best", "rejected": " worst"}
 QUESTION = {"role": "user", "content": "Two plus two?"}
 ANSWER = {"role": "assistant", "content": "Four."}
-
-
-@pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return Path("data.jsonl")
-
-
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def message(read: Any, path: Path) -> str:
@@ -69,7 +58,7 @@ def test_a_missing_file_is_told(file: Path) -> None:
 
 
 def test_a_missing_column_is_told_with_the_nearest_name(file: Path) -> None:
-    write(file, {"prompt": "The", "chosen": " best", "reject": " worst"})
+    write_rows(file, [{"prompt": "The", "chosen": " best", "reject": " worst"}])
     assert message(read_preferences, file) == (
         "[DATA01] data.jsonl row 1: no field 'rejected'. Found: prompt, chosen, reject. "
         "Did you mean 'reject'?; fix: rename 'reject' to 'rejected'"
@@ -77,14 +66,14 @@ def test_a_missing_column_is_told_with_the_nearest_name(file: Path) -> None:
 
 
 def test_null_fields_are_told_with_their_rows(file: Path) -> None:
-    write(file, *[{**PAIR, "chosen": None} if number in (17, 40, 91) else PAIR for number in range(1, 100)])
+    write_rows(file, [{**PAIR, "chosen": None} if number in (17, 40, 91) else PAIR for number in range(1, 100)])
     assert message(read_preferences, file) == (
         "[DATA02] data.jsonl row 17: 'chosen' is null (3 such rows: 17, 40, 91); fix: correct or remove them"
     )
 
 
 def test_all_mistakes_of_a_file_are_told_together(file: Path) -> None:
-    write(file, {**PAIR, "margin": "big"}, {**PAIR, "prompt": 3, "margin": float("nan")}, PAIR, PAIR)
+    write_rows(file, [{**PAIR, "margin": "big"}, {**PAIR, "prompt": 3, "margin": float("nan")}, PAIR, PAIR])
     assert message(read_preferences, file) == (
         "[DATA02] data.jsonl row 2: 'prompt' is a number, expected a string; fix: correct or remove them\n"
         "[DATA01] data.jsonl row 3: no field 'margin' (2 such rows: 3, 4). Found: prompt, chosen, rejected; "
@@ -95,7 +84,7 @@ def test_all_mistakes_of_a_file_are_told_together(file: Path) -> None:
 
 
 def test_long_lists_of_rows_are_cut(file: Path) -> None:
-    write(file, *[{"prompt": None}] * 7)
+    write_rows(file, [{"prompt": None}] * 7)
     assert message(read_prompts, file) == (
         "[DATA02] data.jsonl row 1: 'prompt' is null (7 such rows: 1, 2, 3, 4, 5, ...); fix: correct or remove them"
     )
@@ -103,17 +92,17 @@ def test_long_lists_of_rows_are_cut(file: Path) -> None:
 
 def test_preferences_may_have_empty_prompts_and_margins(file: Path) -> None:
     rows = [{**PAIR, "prompt": "", "margin": 0.5}, {**PAIR, "margin": 1}]
-    assert read_preferences(write(file, *rows)) == rows
+    assert read_preferences(write_rows(file, rows)) == rows
 
 
 def test_a_few_equal_pairs_are_dropped_aloud(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(file, {**PAIR, "chosen": " worst "}, *[PAIR] * 19)
+    write_rows(file, [{**PAIR, "chosen": " worst "}, *[PAIR] * 19])
     assert read_preferences(file) == [PAIR] * 19
     assert capsys.readouterr().out == "data.jsonl: dropped 1 of 20 pairs whose two sides are equal\n"
 
 
 def test_many_equal_pairs_are_refused(file: Path) -> None:
-    write(file, PAIR, {**PAIR, "chosen": " worst"}, {**PAIR, "chosen": " worst"}, *[PAIR] * 16)
+    write_rows(file, [PAIR, {**PAIR, "chosen": " worst"}, {**PAIR, "chosen": " worst"}, *[PAIR] * 16])
     assert message(read_preferences, file) == (
         "[DATA05] data.jsonl 'chosen' equals 'rejected' in 2 of 19 rows (2, 3); "
         "fix: check what wrote the file, then remove those rows"
@@ -130,11 +119,11 @@ def test_many_equal_pairs_are_refused(file: Path) -> None:
     ],
 )
 def test_demonstrations_have_four_forms(file: Path, row: dict[str, Any]) -> None:
-    assert read_demonstrations(write(file, row)) == [row]
+    assert read_demonstrations(write_rows(file, [row])) == [row]
 
 
 def test_demonstrations_of_two_kinds_are_refused(file: Path) -> None:
-    write(file, {"prompt": "The", "completion": " end"}, {"text": "A whole text."})
+    write_rows(file, [{"prompt": "The", "completion": " end"}, {"text": "A whole text."}])
     assert message(read_demonstrations, file) == (
         "[DATA01] data.jsonl row 2: no field 'prompt'. Found: text; fix: add 'prompt'\n"
         "[DATA01] data.jsonl row 2: no field 'completion'. Found: text; fix: add 'completion'"
@@ -154,7 +143,7 @@ def test_demonstrations_of_two_kinds_are_refused(file: Path) -> None:
     ],
 )
 def test_malformed_messages_are_told(file: Path, messages: Any, problem: str) -> None:
-    write(file, {"messages": messages})
+    write_rows(file, [{"messages": messages}])
     assert message(read_demonstrations, file) == (
         f"[DATA02] data.jsonl row 1: 'messages' {problem}; fix: correct or remove them"
     )
@@ -162,18 +151,18 @@ def test_malformed_messages_are_told(file: Path, messages: Any, problem: str) ->
 
 def test_prompts_keep_their_other_columns(file: Path) -> None:
     rows = [{"prompt": "The", "source": "imdb", "id": 3}, {"prompt": [QUESTION], "source": None, "id": 4}]
-    assert read_prompts(write(file, *rows)) == rows
+    assert read_prompts(write_rows(file, rows)) == rows
 
 
 def test_other_columns_of_prompts_must_be_in_every_row(file: Path) -> None:
-    write(file, {"prompt": "The"}, {"prompt": "A", "answer": "4"})
+    write_rows(file, [{"prompt": "The"}, {"prompt": "A", "answer": "4"}])
     assert message(read_prompts, file) == (
         "[DATA01] data.jsonl row 1: no field 'answer'. Found: prompt; fix: add 'answer'"
     )
 
 
 def test_prompts_must_ask_something(file: Path) -> None:
-    write(file, {"prompt": " "}, {"prompt": [QUESTION, ANSWER]})
+    write_rows(file, [{"prompt": " "}, {"prompt": [QUESTION, ANSWER]}])
     assert message(read_prompts, file) == (
         "[DATA02] data.jsonl row 1: 'prompt' is empty; fix: correct or remove them\n"
         "[DATA02] data.jsonl row 2: 'prompt' ends with the role 'assistant', expected 'user'; "

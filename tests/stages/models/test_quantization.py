@@ -1,6 +1,6 @@
 """A base in four bits: refused before loading where it cannot run, shared and trainable around where it can."""
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,11 @@ from stages.models.load import source_of
 from stages.models.roles import Roles
 from tests.toy_models import random_ids, save_toy
 
-INSTALLED = importlib.util.find_spec("bitsandbytes") is not None
 LORA = TuningConfig(method="lora", r=2)
 
 
-@pytest.mark.skipif(INSTALLED, reason="bitsandbytes is installed")
-def test_four_bits_without_the_library_are_refused_before_a_model_is_loaded(tmp_path: Path):
+def test_four_bits_without_the_library_are_refused_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(InputError) as error:
         Roles(ModelConfig(path="nowhere", quantization="4bit")).frozen_base("nowhere")
     assert str(error.value) == (
@@ -27,8 +26,8 @@ def test_four_bits_without_the_library_are_refused_before_a_model_is_loaded(tmp_
     )
 
 
-@pytest.mark.skipif(not INSTALLED, reason="needs the extra 4bit")
 def test_roles_share_one_base_in_four_bits_and_train_adapters_on_it(tmp_path: Path):
+    pytest.importorskip("bitsandbytes", reason="an extra: importing it costs every stage 46 MB and a second")
     base = save_toy(tmp_path / "base", hidden_size=64)
     roles, source = Roles(ModelConfig(path=str(base), quantization="4bit")), source_of(base)
     policy, reference = PolicyModel(roles.policy(source, LORA)), PolicyModel(roles.reference(source))
