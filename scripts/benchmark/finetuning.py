@@ -18,6 +18,9 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline.config_loading import load_config
+
+CONFIG = Path("configs/imdb_smollm2.yaml")
 RATES = {
     "full": (5e-5, 2e-4),
     "adapter": (1e-3, 4e-3),
@@ -80,10 +83,17 @@ def rlhf(root: Path, name: str, method: str, rate: float, more: dict[str, object
     for stage, factor in factors.items():
         settings |= {f"{stage}.tuning": tuning, f"{stage}.learning_rate": f"{rate * factor:.3g}"}
     overrides = [f"{key}={value}" for key, value in {**settings, **more}.items()]
-    command = [sys.executable, "-m", "pipeline.cli", "run", "configs/imdb_smollm2.yaml", *overrides, *flags]
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(CONFIG), *overrides, *flags]
     print(time.strftime("%H:%M:%S"), name, flush=True)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return root / name
+
+
+def prepare_data() -> None:
+    """Make the data of the config, as its own run would."""
+    prepare = load_config(CONFIG).prepare
+    if not all(Path(file).exists() for file in prepare.creates):
+        subprocess.run([sys.executable, prepare.script, *prepare.arguments], check=True)
 
 
 def held_out_pairs(root: Path) -> Path:
@@ -176,6 +186,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("runs/finetuning"), help="folder of all runs")
     arguments = parser.parse_args()
     arguments.root.mkdir(parents=True, exist_ok=True)
+    prepare_data()
     if arguments.part == "table":
         from finetuning_table import write
 

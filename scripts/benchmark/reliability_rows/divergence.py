@@ -1,0 +1,5 @@
+"""Numbers that are not finite: R19."""
+
+from scripts.benchmark.scoreboard import Row
+
+ROWS: dict[str, Row] = {}
