@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from pipeline.config_loading import load_config
@@ -39,8 +40,8 @@ CHOSEN = {
 }
 """The better ones of the sweep in docs/finetuning.md; a sweep of one's own under --root comes before them."""
 TUNING = {"p_tuning": "{method: p_tuning, encoder: mlp}"}
-REWARD_MODEL_RATE, PPO_RATE = 0.3, 0.6
-"""Learning rate of the stage / learning rate of SFT."""
+REWARD_MODEL_RATE, PPO_RATE = 0.3, {"prompt_tuning": 0.1}
+"""Learning rate of the stage / learning rate of SFT; that of PPO where it is not 0.6 (prompt tuning: KL 30 there)."""
 SETTINGS = {
     "model.dtype": "float32",
     "model.compute": "float32",
@@ -77,7 +78,7 @@ SHORT = {
 def rlhf(root: Path, name: str, method: str, rate: float, more: dict[str, object], *flags: str) -> Path:
     """Run the chain for a method; the run's folder."""
     tuning = TUNING.get(method, f"{{method: {method}}}")
-    factors = {"sft": 1.0, "reward_model": REWARD_MODEL_RATE, "ppo": PPO_RATE}
+    factors = {"sft": 1.0, "reward_model": REWARD_MODEL_RATE, "ppo": PPO_RATE.get(method, 0.6)}
     pairs = f"{{train: data/imdb/preferences.train.jsonl, eval: {held_out_pairs(root)}}}"
     settings = {**SETTINGS, "data.preferences": pairs, "run.name": name, "run.root": root}
     for stage, factor in factors.items():
@@ -135,12 +136,12 @@ def run_all(root: Path) -> None:
         rlhf(root, method, method, rate, {})
 
 
-def time_all(root: Path) -> None:
-    """Median seconds between steps of each stage, methods interleaved in two rounds."""
+def time_all(root: Path, rounds: int) -> None:
+    """Median seconds between steps of each stage, the methods one after the other in each round."""
     seconds: dict[str, dict[str, list[float]]] = {}
-    for number in (1, 2):
+    for number in range(1, rounds + 1):
         for method, rate in best_rates(root).items():
-            run = rlhf(root, f"time{number}-{method}", method, rate, SHORT, "--force", "all")
+            run = rlhf(root, f"time{number}-{method}", method, rate, SHORT)
             for stage, metric in (("sft", "sft/loss"), ("reward_model", "reward_model/loss"), ("ppo", "objective/kl")):
                 rows = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
                 times = [row["time"] for row in rows if metric in row]
@@ -184,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("sweep", "run", "time", "merged", "table"))
     parser.add_argument("--root", type=Path, default=Path("runs/finetuning"), help="folder of all runs")
+    parser.add_argument("--rounds", type=int, default=2, help="of `time`")
     arguments = parser.parse_args()
     arguments.root.mkdir(parents=True, exist_ok=True)
     prepare_data()
@@ -192,7 +194,8 @@ def main() -> None:
 
         write(arguments.root, list(RATES))
         return
-    {"sweep": sweep, "run": run_all, "time": time_all, "merged": merged}[arguments.part](arguments.root)
+    parts = {"sweep": sweep, "run": run_all, "time": partial(time_all, rounds=arguments.rounds), "merged": merged}
+    parts[arguments.part](arguments.root)
 
 
 if __name__ == "__main__":
