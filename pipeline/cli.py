@@ -3,9 +3,11 @@
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Literal, NoReturn
 
 import typer
@@ -15,11 +17,13 @@ from rich.table import Table
 from pipeline import batch_plan, preflight
 from pipeline.config import STAGES
 from pipeline.config_loading import config_schema, load_config
+from pipeline.model_files import require_safe_folders
 from pipeline.policies import final_of, named_adapters
 from pipeline.problems import exit_code, raise_together
 from pipeline.rundir import STEPS, RunDir
 from pipeline.runner import Selection, conclude, run_chain
 from stages.base import InputError
+from stages.redaction import redactor
 
 app = typer.Typer(
     name="rlhf",
@@ -132,6 +136,7 @@ def export(
 ) -> None:
     """Merge a stage's adapter into its base and write a folder that transformers opens without PEFT."""
     final = final_of(folder, stage)
+    require_safe_folders([final], trust_remote_code)
 
     from stages.export import export_merged
 
@@ -151,6 +156,7 @@ def chat(
 ) -> None:
     """Talk to a policy, switching live between adapters of any method on one base; /help lists the commands."""
     final, adapters = final_of(folder), named_adapters(adapter or ())
+    require_safe_folders([final, *adapters.values()], trust_remote_code)
 
     from stages.chat import ChatConfig, ChatSession, run_chat
 
@@ -165,16 +171,21 @@ def schema() -> None:
     typer.echo(json.dumps(config_schema(), indent=2))
 
 
+def _told_without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(redactor().text("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: mistakes of the user end in their message and exit code, without a traceback."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # `python -m` has it; reward functions are named relative to it
+    sys.excepthook = _told_without_secrets
     try:
         app(args=arguments)
     except InputError as error:
         if os.environ.get("RLHF_DEBUG"):
             raise
-        print(error, file=sys.stderr)
+        print(redactor().text(str(error)), file=sys.stderr)
         sys.exit(exit_code(error))
     sys.exit(0)
 

@@ -15,8 +15,12 @@ from stages.sft.config import SFTConfig
 STAGES = ("sft", "reward_model", "ppo")
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What a run or an adapter may be called, so that a name is never a way to another folder."""
+
+
 class RunConfig(Settings):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME)
     """Folder of the run below `root`."""
     root: str = "runs"
     """Folder of all runs."""

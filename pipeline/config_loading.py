@@ -11,6 +11,7 @@ from pipeline.problems import missing_path, raise_together
 from pipeline.strict_yaml import Document, KeyPath
 from reward.settings import Settings
 from stages.base import InputError
+from stages.redaction import redactor
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -65,7 +66,7 @@ def _text(path: Path) -> str:
 def _apply(override: str, document: Document) -> None:
     key, equals, text = override.partition("=")
     path = tuple(_index(part) for part in key.strip().split("."))
-    place = f"override '{override}'"
+    place = f"override '{redactor().command([override])[0]}'"
     if not equals or not all(str(part) for part in path):
         found = f"{place}: expected key=value"
         document.errors.append(InputError("CONF05", found, fix="write for example ppo.kl_coef=0.1"))

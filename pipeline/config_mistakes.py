@@ -1,6 +1,5 @@
 """What is wrong with a config: each mistake, its place, what was found and expected. Imports no torch."""
 
-import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -11,12 +10,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.config import PipelineConfig
+from pipeline.config_secrets import secrets_in
 from pipeline.problems import nearest
 from pipeline.strict_yaml import Document, KeyPath
 from reward.settings import Settings
 from stages.base import InputError
-
-_SECRET = re.compile(r"(?:^|_)(?:api_?key|access_?key|token|secret|password|passwd)$", re.IGNORECASE)
+from stages.redaction import redactor
 
 _PLAINER = {
     "string": "text (a number as text is quoted: '1')",
@@ -47,10 +46,10 @@ def find_mistakes(document: Document, source: Path) -> list[InputError]:
     shaped = _without(document.values, [path for path, _ in misshapen])
     unknown = list(_unknown_keys(shaped, PipelineConfig, ()))
     details = [d for d in _all_details(shaped, unknown) if d["loc"] not in dict(misshapen)]
-    secrets = [path for path in _keys(document.values, ()) if _SECRET.search(str(path[-1]))]
+    secrets = dict(secrets_in(document.values, redactor()))
     unknown = [path for path in unknown if path not in secrets and not _is_explained(path, details)]
     mistakes = misshapen + _wrong_values(details, document, source)
-    mistakes += [(path, _secret(path, document)) for path in secrets]
+    mistakes += [(path, _secret(path, why, document)) for path, why in secrets.items()]
     mistakes += [(path, _unknown_key(path, document)) for path in unknown]
     order = {path: i for i, path in enumerate(document.places)}
     mistakes.sort(key=lambda mistake: order.get(_placed(mistake[0], document), -1))
@@ -94,16 +93,6 @@ def _misshapen_sections(document: Document, model: type[Settings], path: KeyPath
             yield from _misshapen_sections(document, kind, where)
         else:
             yield where, _wrong_value(where, _show(value), "a section of `key: value` lines", document)
-
-
-def _keys(values: Any, path: KeyPath) -> Iterator[KeyPath]:
-    if isinstance(values, dict):
-        items = values.items()
-    else:
-        items = enumerate(values) if isinstance(values, list) else ()
-    for name, value in items:
-        yield (*path, name)
-        yield from _keys(value, (*path, name))
 
 
 def _at(values: Any, path: KeyPath) -> Any:
@@ -198,8 +187,8 @@ def _unknown_key(path: KeyPath, document: Document) -> InputError:
     return InputError("CONF01", f"{_place(path, document)}: unknown key '{_dotted(path)}'", fix=fix)
 
 
-def _secret(path: KeyPath, document: Document) -> InputError:
-    problem = f"{_place(path, document)}: '{_dotted(path)}' looks like a secret; run folders keep the config"
+def _secret(path: KeyPath, why: str, document: Document) -> InputError:
+    problem = f"{_place(path, document)}: '{_dotted(path)}' {why}; run folders keep the config"
     return InputError("CONF07", problem, fix="remove it and set it in the environment, as WANDB_API_KEY")
 
 

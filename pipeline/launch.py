@@ -11,6 +11,9 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
+from pipeline.redacted_output import redacted
+from stages.redaction import redactor
+
 
 def stage_command(stage: str, run_dir: Path) -> list[str]:
     """Arguments that run `stage` of the run in `run_dir`; the same line reruns it by hand."""
@@ -55,20 +58,20 @@ def last_lines(log: Path, count: int) -> list[str]:
 
 
 def _copy(source: BinaryIO, log: BinaryIO) -> None:
-    """Pass bytes on at once; the log gets whole lines, a progress bar's only in its last state."""
-    pending = b""
-    while chunk := os.read(source.fileno(), 1 << 16):
-        sys.stdout.write(chunk.decode("utf-8", errors="replace"))
+    """Pass text on, without secrets; the log gets whole lines, a progress bar's only in its last state."""
+    pending = ""
+    for text in redacted(source, redactor()):
+        sys.stdout.write(text)
         sys.stdout.flush()
-        *lines, pending = (pending + chunk).split(b"\n")
-        log.writelines(_settled(line) + b"\n" for line in lines)
+        *lines, pending = (pending + text).split("\n")
+        log.writelines(_settled(line) for line in lines)
         log.flush()
     if pending:
-        log.write(_settled(pending) + b"\n")
+        log.write(_settled(pending))
 
 
-def _settled(line: bytes) -> bytes:
-    return line.rstrip(b"\r").rpartition(b"\r")[2]
+def _settled(line: str) -> bytes:
+    return line.rstrip("\r").rpartition("\r")[2].encode("utf-8", errors="replace") + b"\n"
 
 
 @contextmanager

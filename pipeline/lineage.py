@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pipeline.config import STAGES, PipelineConfig, SplitConfig
 from pipeline.config_loading import plain
 from pipeline.hashing import FileHashes, sha256_of
+from pipeline.model_files import require_safe_models
 from pipeline.parents import check_fit, check_policy, is_local, parents_of
 from pipeline.problems import missing_path
 from pipeline.rundir import RunDir, StageDir
@@ -38,10 +39,11 @@ def inputs_of(run: RunDir, config: PipelineConfig, stage: str) -> StageInputs:
     """Collect a stage's inputs and refuse parents that do not fit.
 
     Raises:
-        InputError: STAGE01 to STAGE05 as in pipeline.parents, STAGE08 parent not finished,
-            PATH01 no such file, CONF08 no data named.
+        InputError: SAFE01 to SAFE05 as in pipeline.model_files, STAGE01 to STAGE05 as in pipeline.parents,
+            STAGE08 parent not finished, PATH01 no such file, CONF08 no data named.
     """
     hashes = run.hashes()
+    require_safe_models(config)
     check_policy(config.model.path)
     path = (stage == "reward_model" and config.reward_model.path) or config.model.path
     base = {"id": path, "hash": _base_hash(path, hashes)}

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.config import STAGES
+from pipeline.config import NAME, STAGES
 from pipeline.launch import continue_command, printable, rlhf
 from pipeline.rundir import RunDir
 from stages.base import InputError
@@ -60,7 +60,7 @@ def named_adapters(arguments: Sequence[str]) -> Mapping[str, Path]:
     named: dict[str, Path] = {}
     for argument in arguments:
         name, _, path = argument.partition("=")
-        if not path or not re.fullmatch(r"[\w.-]+", name):
+        if not path or not re.fullmatch(NAME, name):
             example = "write it as --adapter style=runs/style/sft/final"
             raise InputError("CHAT01", f"--adapter {argument!r} is not name=path", fix=example)
         if name in named or name in TAKEN:

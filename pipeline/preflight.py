@@ -13,6 +13,7 @@ from pipeline import batch_plan
 from pipeline.batch_plan import StagePlan
 from pipeline.config import STAGES, PipelineConfig
 from pipeline.lineage import data_of, enabled_steps
+from pipeline.model_files import unsafe_models
 from pipeline.parents import check_policy, check_reward_path, is_local, needs_reward_model
 from pipeline.problems import missing_path
 from pipeline.rundir import RunDir
@@ -42,11 +43,14 @@ def check(config: PipelineConfig) -> Preflight:
             found.errors.append(missing_path(config.prepare.script, "prepare.script"))
     rows = _read_data(config, found, deferred=bool(missing))
     found.errors += batch_plan.batch_errors(config, rows)
-    found.errors += _collected(lambda: _check_model(config, deferred=bool(missing)))
+    unsafe = unsafe_models(config)
+    found.errors += unsafe
     found.errors += list(_parent_errors(config))
     found.errors += list(_method_errors(config))
-    found.errors += list(_reward_errors(config))
-    found.errors += list(_length_errors(config))
+    found.errors += list(_reward_errors(config, with_models=not unsafe))
+    if not unsafe:  # else nothing in those folders is opened
+        found.errors += _collected(lambda: _check_model(config, deferred=bool(missing)))
+        found.errors += list(_length_errors(config))
     found.plan = batch_plan.plan(config, rows)
     return found
 
@@ -130,6 +134,7 @@ def _check_model(config: PipelineConfig, deferred: bool) -> None:
 
 def _parent_errors(config: PipelineConfig) -> Iterator[InputError]:
     run = RunDir(Path(config.run.root) / config.run.name)
+    yield from _collected(run.refuse_links)
     lacks = needs_reward_model(config) and not config.reward_model.enabled
     if config.ppo.enabled and lacks and not run.stage("reward_model").finished:
         problem = "a reward term uses reward_model, but that stage is disabled and this run has none"
@@ -160,9 +165,10 @@ def _method_errors(config: PipelineConfig) -> Iterator[InputError]:
             yield from _collected(lambda tuning=tuning: check_peft_type(tuning))
 
 
-def _reward_errors(config: PipelineConfig) -> Iterator[InputError]:
+def _reward_errors(config: PipelineConfig, with_models: bool) -> Iterator[InputError]:
     functions = [term.function for term in config.reward if term.function]
-    for model in (term.model for term in config.reward if term.model not in (None, "reward_model")):
+    models = [term.model for term in config.reward if term.model not in (None, "reward_model")]
+    for model in models if with_models else ():
         yield from _collected(lambda model=model: check_reward_path(model))
     judge = config.evaluation.judge
     if judge in functions:

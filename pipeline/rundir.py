@@ -18,6 +18,7 @@ from pipeline.config_loading import dump_config, load_config
 from pipeline.hashing import FileHashes, delete_folder, write_json
 from pipeline.problems import missing_path
 from stages.base import InputError
+from stages.redaction import redactor
 
 STEPS = (*STAGES, "evaluation")
 LOG = "log.txt"
@@ -32,8 +33,13 @@ class RunDir:
 
     @classmethod
     def create(cls, config: PipelineConfig, command: Sequence[str]) -> "RunDir":
-        """Make or reopen the folder of a run and write the resolved config into it."""
+        """Make or reopen the folder of a run and write the resolved config into it.
+
+        Raises:
+            InputError: RUN05 it is a link.
+        """
         run = cls(Path(config.run.root) / config.run.name)
+        run.refuse_links()
         run.path.mkdir(parents=True, exist_ok=True)
         run.config_file.write_text(dump_config(config), encoding="utf-8")
         known = run.about
@@ -46,12 +52,24 @@ class RunDir:
         """An existing run.
 
         Raises:
-            InputError: PATH01 there is no run in that folder.
+            InputError: PATH01 there is no run in that folder; RUN05 it is a link.
         """
         run = cls(Path(path))
         if not run.config_file.is_file():
             raise missing_path(run.config_file, "run folder")
+        run.refuse_links()
         return run
+
+    def refuse_links(self) -> None:
+        """Stages clear and write their folders, which must be where they seem to be.
+
+        Raises:
+            InputError: RUN05 the run folder, or a stage's folder in it, is a link.
+        """
+        for folder in (self.path, *(self.path / step for step in STEPS)):
+            if folder.is_symlink():
+                problem = f"{folder} is a link to {os.readlink(folder)}; a run writes and clears its folders"
+                raise InputError("RUN05", problem, fix="give the folder itself, or another run.name or run.root")
 
     @property
     def config_file(self) -> Path:
@@ -134,7 +152,7 @@ class StageDir:
     def write_manifest(self, content: dict[str, Any]) -> None:
         """Replace stage.json in one step."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "stage.json", content)
+        write_json(self.path / "stage.json", redactor().tree(content))
 
     def clear(self) -> None:
         """Remove everything an earlier attempt left but the log, the manifest first."""
@@ -149,7 +167,7 @@ class StageDir:
 def provenance(command: Sequence[str]) -> dict[str, Any]:
     """What ran, with which versions, from which revision, where."""
     return {
-        "command": list(command),
+        "command": redactor().command(command),
         "versions": versions(),
         "git": _revision(),
         "platform": platform.platform(),

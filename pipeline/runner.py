@@ -15,6 +15,7 @@ from pipeline.problems import EXIT_INPUT, raise_together
 from pipeline.results import write_results
 from pipeline.rundir import RunDir
 from stages.base import InputError
+from stages.redaction import redactor
 
 TAIL = 30
 
@@ -100,7 +101,7 @@ def _prepare(config: PipelineConfig, run: RunDir, console: Console) -> int:
     if prepare is None or not preflight.unprepared(config):
         return 0
     command = [sys.executable, prepare.script, *prepare.arguments]
-    _say(console, f"[prepare] starts: {printable(command)}")
+    _say(console, f"[prepare] starts: {printable(redactor().command(command))}")
     log = run.path / "prepare.log"
     code = run_logged(command, log, append=False)
     missing = preflight.unprepared(config)

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.rundir import RunDir
 from pipeline.tracking import TrackedStage, Trackers, open_tracker
 from reward.base import RewardError
 from stages.base import Diverged, InputError, StageContext, StageResult
+from stages.redaction import redactor
 
 EXIT_BUG = 1
 _M_MMAP_THRESHOLD, _LARGE = -3, 1 << 20
@@ -30,10 +32,10 @@ def run_stage(run: RunDir, stage: str, force: bool = False) -> int:
     Raises:
         InputError: parents or data do not fit.
     """
-    _name_accelerator()
-    _return_freed_memory()
     config = run.config()
     inputs = inputs_of(run, config, stage)
+    _name_accelerator()
+    _return_freed_memory()
     folder = run.stage(stage)
     decision = decide(folder, inputs.fingerprint, force)
     if decision == "skip":
@@ -186,9 +188,10 @@ def _told(error: BaseException) -> int:
     if _is_full(error):
         error = InputError("DISK01", f"the disk is full ({error})", fix="free space; what was saved before is intact")
     if expected is None or os.environ.get("RLHF_DEBUG"):
-        traceback.print_exception(error)
+        print(redactor().text("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
         return expected or EXIT_BUG
-    print(error if str(error).startswith("[") else f"{type(error).__name__}: {error}", flush=True)
+    told = str(error) if str(error).startswith("[") else f"{type(error).__name__}: {error}"
+    print(redactor().text(told), flush=True)
     return expected
 
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pipeline.config import TrackingConfig
 from pipeline.hashing import write_json
 from stages.base import Tracker
+from stages.redaction import redactor
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
@@ -91,7 +92,8 @@ class JsonlTracker:
         """Append one row per sample."""
         for row in rows:
             plain = {name: _plain(value) for name, value in row.items()}
-            self._samples.write(json.dumps({"step": step, **plain}, ensure_ascii=False) + "\n")
+            line = json.dumps({"step": step, **plain}, ensure_ascii=False)
+            self._samples.write(redactor().values(line) + "\n")  # a text's own look of a secret stays
         self._samples.flush()
 
     def close(self, failed: bool = False) -> None:
@@ -136,8 +138,8 @@ class WandbTracker:
             resume="allow",
             mode=mode,
             dir=str(tracked.folder),
-            config=dict(tracked.config),
-            settings=wandb.Settings(console="off", silent=True, init_timeout=60),
+            config=redactor().tree(tracked.config),
+            settings=wandb.Settings(console="off", silent=True, init_timeout=60, save_code=False, disable_code=True),
         )
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
@@ -148,7 +150,7 @@ class WandbTracker:
 
     def _send_table(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         columns = list(rows[0])
-        data = [[_plain(row.get(column)) for column in columns] for row in rows]
+        data = [[_without_secrets(_plain(row.get(column))) for column in columns] for row in rows]
         self._run.log({"step": step, "samples": self._table(columns=columns, data=data)})
 
     def _guard(self, action: Callable[[], None]) -> None:
@@ -209,6 +211,10 @@ def _is_before(line: str, step: int) -> bool:
 def _number(value: float) -> float | None:
     number = float(value)
     return number if math.isfinite(number) else None
+
+
+def _without_secrets(value: Any) -> Any:
+    return redactor().values(value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:

@@ -198,7 +198,8 @@ def _voice(roles: Roles, source: ModelSource, own: ModelSource, trust_remote_cod
     """A source with the tokenizer that its adapter was saved with, else that of the folder, else the base's."""
     candidates = [source, own] if source.adapter else [own]
     has_tokenizer = (s for s in candidates if (Path(s.folder) / "tokenizer_config.json").is_file())
-    tokenizer = load_tokenizer(next(has_tokenizer, ModelSource(own.base)), trust_remote_code)
+    chosen = next(has_tokenizer, ModelSource(own.base))
+    tokenizer = load_tokenizer(chosen, trust_remote_code and chosen in (own, ModelSource(own.base)))
     lm = roles.reference(source).to(device())
     return Voice(lm, Renderer(tokenizer), stop_ids(unwrapped(lm), tokenizer))
 

@@ -46,6 +46,7 @@ def run_evaluation(
     """
     quiet_libraries()
     builder = PPOBuilder(ppo, model, terms, sft, reward_model, context.seed, trunk)
+    builder.roles.trust(policy)
     sources = {
         "base": source_of(model.path),
         "sft": builder.start if sft else None,

@@ -6,12 +6,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.base import InputError
-from stages.models.adapters import merge
+from stages.models.adapters import adapter_config, merge
 from stages.models.config import ModelConfig
 from stages.models.identity import BaseIdentity, require_same_base, weights_digest
 from stages.models.load import ModelSource, load_causal_lm, load_tokenizer, source_of
@@ -76,7 +75,7 @@ def _merged(source: ModelSource, tokenizer: PreTrainedTokenizerBase, trust_remot
     if not is_scorer(source):
         return Roles(ModelConfig(path=source.base, trust_remote_code=trust_remote_code)).merged(source)
     if source.adapter is None:
-        return load_classifier(source.base, "float32")
+        return load_classifier(source.base, "float32", trust_remote_code)
     base = load_causal_lm(source.base, "float32", trust_remote_code)
     require_same_base(source.adapter, BaseIdentity(source.base, weights_digest(base)))
     return merge(with_scalar_head(base, tokenizer.pad_token_id), source.adapter)
@@ -96,7 +95,7 @@ def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: M
 def _reopened(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
     """The folder as a user of plain transformers has it, computing in float32."""
     if is_scorer(ModelSource(str(folder))):
-        return load_classifier(str(folder), "float32")
+        return load_classifier(str(folder), "float32", trust_remote_code)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust_remote_code).eval()
 
 
@@ -119,4 +118,4 @@ def _compare(found: Tensor, expected: Tensor, dtype: str, out: Path) -> float:
 def _origin(source: ModelSource) -> str:
     if source.adapter is None:
         return "whole weights"
-    return f"merged from {PeftConfig.from_pretrained(str(source.adapter)).peft_type.value}"
+    return f"merged from {adapter_config(source.adapter).peft_type.value}"

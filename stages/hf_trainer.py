@@ -20,6 +20,7 @@ from transformers import (
 
 from stages.base import Diverged, StageContext
 from stages.models.config import ModelConfig
+from stages.models.torch_files import require_tensors_only
 from stages.progress import Progress
 from stages.reward_model.config import RewardModelConfig
 from stages.sft.config import SFTConfig
@@ -120,15 +121,17 @@ class SealedCheckpoints(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        copy = partial(shutil.copytree, written, dirs_exist_ok=True)
+        unpickled = shutil.ignore_patterns("training_args.bin")  # objects, which nothing here reads again
+        copy = partial(shutil.copytree, written, dirs_exist_ok=True, ignore=unpickled)
         self._context.checkpoints.save(state.global_step, copy)
         shutil.rmtree(written)
 
 
 def checkpoint_to_resume(context: StageContext) -> str | None:
-    """The newest sealed checkpoint, if the stage was interrupted."""
+    """The newest sealed checkpoint, if the stage was interrupted. Raises InputError as `require_tensors_only`."""
     found = context.checkpoints.latest()
     if found is None:
         return None
+    require_tensors_only(found[1])
     print(f"resuming from {found[1]}", flush=True)
     return str(found[1])

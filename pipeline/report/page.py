@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.report import table
 from pipeline.report.plots import stage_plots
 from pipeline.report.reading import Row, RunRecord, StageRecord, read_run, section
+from stages.redaction import redactor
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ def write_report(run_dir: Path) -> Path:
     aside = run_dir / f".report.html.{os.getpid()}"
     try:
         # Model output may hold lone surrogates, which UTF-8 has no bytes for.
-        aside.write_text(_render(read_run(run_dir)), encoding="utf-8", errors="replace")
+        aside.write_text(redactor().values(_render(read_run(run_dir))), encoding="utf-8", errors="replace")
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stages.base import InputError
+from stages.models.trusted import require_safe
 from stages.models.virtual_tokens import CLASSES, has_virtual_tokens, is_head
 
 _NOT_SHAPE = {
@@ -32,24 +33,40 @@ def attach_adapter(model: PreTrainedModel, config: PeftConfig, start: Path | Non
             "TUNE05", f"{config.peft_type.value} does not fit {type(model).__name__}: {error}", fix="change tuning"
         ) from error
     if config.peft_type == PeftType.PROMPT_TUNING:
-        # The first embeddings are made; on disk the tokenizer's path would only break when folders move.
-        config.prompt_tuning_init, config.prompt_tuning_init_text = PromptTuningInit.RANDOM, None
-        config.tokenizer_name_or_path = None
+        _forget_start(config)
     if start is not None:
         load_adapter_weights(peft_model, start)
     return peft_model
 
 
+def adapter_config(folder: Path) -> PeftConfig:
+    """What the adapter at `folder` is; it names no text or tokenizer to start at, since it has its weights.
+
+    Raises InputError as `require_safe`.
+    """
+    require_safe(folder)
+    config = PeftConfig.from_pretrained(str(folder))
+    if config.peft_type == PeftType.PROMPT_TUNING:
+        _forget_start(config)
+    return config
+
+
+def _forget_start(config: PeftConfig) -> None:
+    """The first embeddings are made; on disk the tokenizer's path would only break when folders move."""
+    config.prompt_tuning_init, config.prompt_tuning_init_text = PromptTuningInit.RANDOM, None
+    config.tokenizer_name_or_path = None
+
+
 def continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """The model with a trainable copy of the adapter at `folder`. Raises InputError PEFT02 unless it is complete."""
-    config = PeftConfig.from_pretrained(str(folder))
+    config = adapter_config(folder)
     config.inference_mode = False
     return attach_adapter(model, config, folder)
 
 
 def same_shape(model: PreTrainedModel, wanted: PeftConfig, folder: Path) -> bool:
     """Whether a stage that wants this adapter on `model`, which is used up, can continue the one at `folder`."""
-    found = PeftConfig.from_pretrained(str(folder))
+    found = adapter_config(folder)
     if type(found) is not type(wanted):
         return False
     with torch.random.fork_rng(devices=[]):  # asking must not change what is random later
@@ -68,7 +85,7 @@ def _agree(wanted: Any, found: Any) -> bool:
 
 def load_frozen_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """The model with the adapter at `folder`, nothing trainable. Raises InputError PEFT02 unless it is complete."""
-    config = PeftConfig.from_pretrained(str(folder))
+    config = adapter_config(folder)
     config.inference_mode = True
     return attach_adapter(model, config, folder).requires_grad_(False).eval()
 
@@ -78,7 +95,7 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
     Raises InputError PEFT03 when that is impossible.
     """
-    config = PeftConfig.from_pretrained(str(folder))
+    config = adapter_config(folder)
     if config.is_prompt_learning:
         raise _unmergeable(folder, config, "virtual tokens are not weights")
     adapted = load_frozen_adapter(model, folder)

@@ -17,7 +17,7 @@ class ModelConfig(Settings):
     quantization: Literal["none", "4bit"] = "none"
     """4bit: frozen weights as NF4 (arXiv 2305.14314) by bitsandbytes, where it supports the machine."""
     trust_remote_code: bool = False
-    """Run Python code shipped with the model. Off unless you have read that code."""
+    """Run Python code shipped with the model at `path`, and no other. Off unless you have read that code."""
 
     @model_validator(mode="after")
     def _one_precision(self) -> "ModelConfig":

@@ -1,7 +1,6 @@
 """From a path to a model: hub ids, folders, GGUF files, adapters; tokenizers whose padding is never the stop token."""
 
 import hashlib
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from transformers import (
 from stages.base import InputError
 from stages.models.precision import DTYPES, device
 from stages.models.quantization import four_bit_config
+from stages.models.trusted import adapter_base, require_safe
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,8 @@ def source_of(path: str | Path) -> ModelSource:
     path = str(path)
     if path.endswith(".gguf"):
         return ModelSource(convert_gguf(Path(path)))
-    adapter_config = Path(path) / "adapter_config.json"
-    if adapter_config.is_file():
-        return ModelSource(json.loads(adapter_config.read_text())["base_model_name_or_path"], Path(path))
-    return ModelSource(path)
+    base = adapter_base(path)
+    return ModelSource(path) if base is None else ModelSource(base, Path(path))
 
 
 def cache_folder() -> Path:
@@ -54,7 +52,7 @@ def cache_folder() -> Path:
 def convert_gguf(file: Path) -> str:
     """Dequantise a GGUF file into a plain transformers folder, once per content of the file.
 
-    Raises InputError PATH01 when there is no such file.
+    Raises InputError PATH01 when there is no such file, and those of `require_safe`.
     """
     if not file.is_file():
         raise InputError(
@@ -62,6 +60,7 @@ def convert_gguf(file: Path) -> str:
             f"model.path '{file}' is no file here",
             fix="correct model.path, or run the prepare script",
         )
+    require_safe(file)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     folder = cache_folder() / f"{file.stem}-{digest[:12]}"
@@ -95,6 +94,7 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
     Masks come from lengths everywhere in this project; the distinct id is for the readers of a reward model's
     folder, because transformers looks for the last id that is not padding, and would skip the stop token.
     """
+    require_safe(source.folder, trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise InputError(
@@ -121,12 +121,14 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """A causal language model in eval mode, with dropout off for good so that the first ratio is exactly 1.
 
-    Raises InputError PATH01 (no such model), DEP02 (4-bit weights where bitsandbytes cannot compute with them).
+    Raises InputError PATH01 (no such model), DEP02 (4-bit weights where bitsandbytes cannot compute with them), and
+    those of `require_safe`.
     """
+    require_safe(base, trust_remote_code)
     four_bit = {"quantization_config": four_bit_config(), "device_map": str(device())} if quantization == "4bit" else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, **four_bit
+            base, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, use_safetensors=True, **four_bit
         )
     except OSError as error:
         raise InputError(

@@ -42,12 +42,22 @@ class Roles:
         self._bases: dict[str, PreTrainedModel] = {}
         self._classifiers: dict[str, PreTrainedModel] = {}
         self._digests: dict[str, str] = {}
+        self._trusted = {model.path} if model.trust_remote_code else set()
+
+    def trust(self, *folders: Path | None) -> None:
+        """Allow the code of folders that this run made of `model.path` as much as that of `model.path` itself."""
+        if self._model.trust_remote_code:
+            self._trusted |= {str(folder) for folder in folders if folder}
+
+    def trusts(self, folder: str | Path) -> bool:
+        """Whether Python code that comes with a folder may run."""
+        return str(folder) in self._trusted
 
     def frozen_base(self, base: str) -> PreTrainedModel:
         """A causal model over the one frozen copy of `base` in memory."""
         if base not in self._bases:
             model = self._model
-            loaded = load_causal_lm(base, model.dtype, model.trust_remote_code, model.quantization)
+            loaded = load_causal_lm(base, model.dtype, self.trusts(base), model.quantization)
             self._bases[base] = loaded.requires_grad_(False)
         return share(self._bases[base])
 
@@ -89,7 +99,7 @@ class Roles:
 
         Raises InputError PEFT03 when its adapter cannot be merged into weights.
         """
-        model = load_causal_lm(source.base, "float32", self._model.trust_remote_code)
+        model = load_causal_lm(source.base, "float32", self.trusts(source.base))
         if not source.adapter:
             return model
         require_same_base(source.adapter, BaseIdentity(source.base, weights_digest(model)))
@@ -100,11 +110,13 @@ class Roles:
         weights = source.adapter / "adapter_model.safetensors"
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
         folder = source.adapter.parent / f"merged-{digest}"
+        if self.trusts(source.base):
+            self.trust(folder)
         if folder.is_dir():
             return folder
         aside = folder.with_name(f".{folder.name}-{os.getpid()}")
         self.merged(source).save_pretrained(aside)
-        load_tokenizer(source, self._model.trust_remote_code).save_pretrained(aside)
+        load_tokenizer(source, self.trusts(source.folder)).save_pretrained(aside)
         return put_in_place(aside, folder)
 
     def scorer_to_train(self, source: ModelSource, tuning: TuningConfig, pad_token_id: int) -> nn.Module:
@@ -148,12 +160,13 @@ class Roles:
             classifier = with_scalar_head(self.frozen_base(source.base), None)
             return continue_adapter(classifier, self._fitting(source))
         if tuning.method == "full":
-            return load_classifier(source.base, "float32").requires_grad_(True)
+            return load_classifier(source.base, "float32", self.trusts(source.base)).requires_grad_(True)
         return self._tuned(share(self._classifier(source.base)), source, tuning, TaskType.SEQ_CLS)
 
     def _classifier(self, folder: str) -> PreTrainedModel:
         if folder not in self._classifiers:
-            self._classifiers[folder] = load_classifier(folder, self._model.dtype).requires_grad_(False)
+            loaded = load_classifier(folder, self._model.dtype, self.trusts(folder))
+            self._classifiers[folder] = loaded.requires_grad_(False)
         return self._classifiers[folder]
 
     def _tuned(self, model: PreTrainedModel, source: ModelSource, tuning: TuningConfig, task: TaskType) -> nn.Module:
@@ -168,7 +181,7 @@ class Roles:
         count = tuning.virtual_tokens
         if tuning.init_text is None:
             return torch.randint(model.config.get_text_config().vocab_size, (count,))
-        tokenizer = load_tokenizer(source, self._model.trust_remote_code)
+        tokenizer = load_tokenizer(source, self.trusts(source.folder))
         ids = tokenizer(tuning.init_text, add_special_tokens=False).input_ids
         return torch.tensor(ids).repeat(-(-count // len(ids)))[:count]
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from stages.base import InputError
 from stages.models.load import disable_dropout
 from stages.models.precision import DTYPES
+from stages.models.trusted import require_safe
 
 
 def with_scalar_head(causal_lm: PreTrainedModel, pad_token_id: int | None) -> PreTrainedModel:
@@ -32,13 +33,18 @@ def with_scalar_head(causal_lm: PreTrainedModel, pad_token_id: int | None) -> Pr
     return disable_dropout(classifier.eval())
 
 
-def load_classifier(folder: str, dtype: str) -> PreTrainedModel:
+def load_classifier(folder: str, dtype: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """A reward model saved whole.
 
-    Raises InputError RM01 when it gives more than one value per text.
+    Raises InputError RM01 (more than one value per text), RM04 (no head), and those of `require_safe`.
     """
+    require_safe(folder, trust_remote_code)
     model, report = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=DTYPES[dtype], output_loading_info=True
+        folder,
+        dtype=DTYPES[dtype],
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        output_loading_info=True,
     )
     if model.config.num_labels != 1:
         raise InputError(

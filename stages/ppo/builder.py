@@ -49,6 +49,7 @@ class PPOBuilder:
         self.frozen_layers = trunk.frozen_layers
         torch.manual_seed(seed)  # new adapters are random
         self.roles = Roles(model, trunk.frozen_layers)
+        self.roles.trust(sft, reward_model)
         self.start = self.roles.adaptable(source_of(sft or model.path), config.tuning)
         self.reward_folder = reward_model
         self.tokenizer = load_tokenizer(source_of(sft or model.path), model.trust_remote_code)

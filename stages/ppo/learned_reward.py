@@ -35,7 +35,7 @@ class LearnedReward:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.source)
+        return load_tokenizer(self.source, self.roles.trusts(self.source.folder))
 
     @cached_property
     def statistics(self) -> RewardStatistics:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from stages.models.trusted import require_plain_files
+
 SEPARATOR = "\x1f"
 
 
@@ -28,7 +30,8 @@ def _split(node: Any, path: tuple[str, ...], tensors: dict[str, torch.Tensor]) -
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """What save_state wrote, tensors on the CPU."""
+    """What save_state wrote, tensors on the CPU. Raises InputError SAFE03 when a file of it lies elsewhere."""
+    require_plain_files(folder)
     state = json.loads((folder / "state.json").read_text())
     for name, tensor in load_file(folder / "state.safetensors").items():
         *path, last = name.split(SEPARATOR)

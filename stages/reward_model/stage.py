@@ -63,13 +63,14 @@ def run_reward_model(
     """
     quiet_libraries()
     source = source_of(config.path or sft or model.path)
-    tokenizer = load_tokenizer(source, model.trust_remote_code)
+    tokenizer = load_tokenizer(source, model.trust_remote_code and config.path in (None, model.path))
     renderer = Renderer(tokenizer)
     train_pairs = _pairs(renderer, read_preferences(train), config, train)
     eval_pairs = _pairs(renderer, read_preferences(eval), config, eval) if eval else []
 
     torch.manual_seed(context.seed)
     roles = Roles(model, trunk.frozen_layers)
+    roles.trust(sft, context.folder / "final")
     classifier = roles.scorer_to_train(source, config.tuning, tokenizer.pad_token_id)
     counts = announce_parameters("reward_model", classifier)
     trainer = RewardTrainer(

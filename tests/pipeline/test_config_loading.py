@@ -149,7 +149,7 @@ def test_what_is_no_plain_yaml_is_told_with_its_line(tmp_path, text, message):
 def test_a_secret_in_a_config_is_refused_without_repeating_it(tmp_path):
     found = mistakes(GOOD + "tracking: {api_key: hunter2}\n", folder=tmp_path)
     assert found == [
-        "[CONF07] c.yaml:3: 'tracking.api_key' looks like a secret; run folders keep the config; "
+        "[CONF07] c.yaml:3: 'tracking.api_key' has the name of a secret; run folders keep the config; "
         "fix: remove it and set it in the environment, as WANDB_API_KEY"
     ]
 

@@ -1,5 +1,204 @@
 """Files that attack: R33, R34."""
 
-from scripts.benchmark.scoreboard import Row
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 
-ROWS: dict[str, Row] = {}
+from scripts.benchmark import hostile_files, tiny_files
+from scripts.benchmark.scoreboard import Figure, Row
+from stages.base import InputError
+
+LIMIT = 2.0
+"""Seconds for a refusal."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack, and everything that must refuse it."""
+
+    name: str
+    code: str
+    canary: Path
+    commands: list[list[str]]
+    """Arguments of `rlhf`."""
+    loaders: list[Callable[[], object]] = field(default_factory=list)
+    """What opens the files in this process."""
+
+
+def refusals(work: Path, quick: bool) -> Figure:
+    """Every attack through every command, or quick: through the loaders and one command each for a few."""
+    good = tiny_files.model(work / "good")
+    failures: dict[str, str] = {}
+    slowest, attempts, trials = 0.0, 0, list(_trials(work, good))
+    for number, trial in enumerate(trials):
+        few = trial.commands[:1] if number % 8 == 0 or not trial.loaders else []
+        for attempt in [*map(_called, trial.loaders), *map(_started, few if quick else trial.commands)]:
+            start = time.monotonic()
+            told = attempt()
+            seconds = time.monotonic() - start
+            attempts, slowest = attempts + 1, max(slowest, seconds)
+            if f"[{trial.code}]" not in told or "Traceback" in told or not (quick or seconds <= LIMIT):
+                failures[trial.name] = f"{seconds:.1f} s: {told[-300:]}"
+        if trial.canary.read_text() != "untouched":
+            failures[trial.name] = "the canary was touched"
+    refused = len(trials) - len(failures)
+    found = f"{refused}/{len(trials)} refused in {attempts} attempts, canary untouched, slowest {slowest:.1f} s"
+    return Figure(found, not failures and len(trials) >= 20, {"failures": failures, "slowest_seconds": slowest})
+
+
+def _called(loader: Callable[[], object]) -> Callable[[], str]:
+    def attempt() -> str:
+        try:
+            loader()
+        except InputError as error:
+            return str(error)
+        return "nothing refused it"
+
+    return attempt
+
+
+def _started(arguments: list[str]) -> Callable[[], str]:
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+
+    def attempt() -> str:
+        with suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+            told = done.stdout + done.stderr
+            return told if done.returncode == 2 else f"exit code {done.returncode}: {told[-300:]}".replace("[", "(")
+        return "did not end"
+
+    return attempt
+
+
+def _trials(work: Path, good: Path) -> Iterator[Trial]:
+    yield from _folders(work, good)
+    yield from _adapters(work, good)
+    yield from _single_files(work, good)
+    yield from _names_and_configs(work, good)
+    yield from _checkpoints(work)
+
+
+def _place(work: Path, name: str) -> tuple[Path, Path]:
+    folder = work / "".join(c if c.isalnum() else "-" for c in name)
+    folder.mkdir(parents=True)
+    canary = folder / "canary"
+    canary.write_text("untouched")
+    return folder, canary
+
+
+def _everywhere(folder: Path, model: Path) -> list[list[str]]:
+    """The five commands on a model."""
+    config = tiny_files.config(folder / "config.yaml", model, folder / "runs")
+    run = tiny_files.run_folder(config)
+    rest = [["stage", "sft", str(run)], ["export", str(model), "--merge", str(folder / "out")], ["chat", str(model)]]
+    return [["check", str(config)], ["run", str(config)], *rest]
+
+
+def _folders(work: Path, good: Path) -> Iterator[Trial]:
+    from stages.models.load import ModelSource, load_causal_lm, load_tokenizer
+    from stages.models.scalar import load_classifier
+
+    for name, attack in hostile_files.FOLDERS.items():
+        folder, canary = _place(work, name)
+        model = Path(shutil.copytree(good, folder / "model"))
+        attack.make(model, canary)
+        loaders = [
+            lambda model=model: load_tokenizer(ModelSource(str(model))),
+            lambda model=model: load_causal_lm(str(model)),
+            lambda model=model: load_classifier(str(model), "float32"),
+        ]
+        yield Trial(name, attack.code, canary, _everywhere(folder, model), loaders)
+    yield _term_without_trust(work, good)
+
+
+def _term_without_trust(work: Path, good: Path) -> Trial:
+    """A reward model elsewhere that ships code, while the base model's code is trusted."""
+    name = "auto_map in a reward term, model.trust_remote_code on"
+    folder, canary = _place(work, name)
+    model = Path(shutil.copytree(good, folder / "model"))
+    hostile_files.FOLDERS["auto_map in config.json"].make(model, canary)
+    config = tiny_files.config(folder / "config.yaml", good, folder / "runs")
+    more = ["model.trust_remote_code=true", f"reward=[{{model: {model}}}]"]
+    return Trial(name, "SAFE02", canary, [["check", str(config), *more], ["run", str(config), *more]])
+
+
+def _adapters(work: Path, good: Path) -> Iterator[Trial]:
+    from stages.models.adapters import adapter_config
+
+    for name, attack in hostile_files.ADAPTERS.items():
+        folder, canary = _place(work, name)
+        adapter = tiny_files.adapter(folder / "adapter", good)
+        attack.make(adapter, canary)
+        also = ["chat", str(good), "--adapter", f"other={adapter}"]
+        loaders = [lambda adapter=adapter: adapter_config(adapter)]
+        yield Trial(name, attack.code, canary, [*_everywhere(folder, adapter), also], loaders)
+
+
+def _single_files(work: Path, good: Path) -> Iterator[Trial]:
+    from stages.models.load import source_of
+
+    for name, (content, code) in hostile_files.GGUF_FILES.items():
+        folder, canary = _place(work, name)
+        model = folder / "model.gguf"
+        model.write_bytes(content)
+        yield Trial(name, code, canary, _everywhere(folder, model), [lambda model=model: source_of(model)])
+
+
+def _names_and_configs(work: Path, good: Path) -> Iterator[Trial]:
+    tag = "run: !!python/object/apply:os.system ['echo touched > {canary}']\n"
+    bomb = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True))
+    for name, text in {"YAML tag": tag, "YAML aliases": bomb}.items():
+        folder, canary = _place(work, name)
+        (folder / "config.yaml").write_text(text.format(canary=canary) if text is tag else text)
+        yield Trial(name, "CONF03", canary, [[command, str(folder / "config.yaml")] for command in ("check", "run")])
+
+    folder, canary = _place(work, "names")
+    config = str(tiny_files.config(folder / "config.yaml", good, folder / "runs"))
+    bad = "../../x;rm"
+    named = [[command, config, f"run.name='{bad}'"] for command in ("check", "run")]
+    yield Trial("run name ../../x;rm", "CONF02", canary, named)
+    run = tiny_files.run_folder(Path(config))
+    yield Trial("stage name ../../x;rm", "RUN03", canary, [["stage", bad, str(run)]])
+    yield Trial("adapter name ../../x;rm", "CHAT01", canary, [["chat", str(good), "--adapter", f"{bad}={good}"]])
+
+    run.rename(folder / "elsewhere")
+    run.symlink_to(folder / "elsewhere")
+    yield Trial("linked run folder", "RUN05", canary, [["check", config], ["run", config], ["stage", "sft", str(run)]])
+
+
+def _checkpoints(work: Path) -> Iterator[Trial]:
+    """Checkpoints that an attacker sealed, as the stages open them."""
+    from stages.hf_trainer import checkpoint_to_resume
+    from stages.ppo.state import load_state
+
+    for name, archive in {
+        "optimizer.pt": True,
+        "scheduler.pt": True,
+        "rng_state.pth": True,
+        "scaler.pt": False,
+    }.items():
+        folder, canary = _place(work, f"sealed {name}")
+        context = tiny_files.sealed(
+            folder, lambda f, n=name, c=canary, a=archive: hostile_files.hostile_pickle(f / n, c, a)
+        )
+        yield Trial(f"sealed {name}", "SAFE06", canary, [], [lambda context=context: checkpoint_to_resume(context)])
+    folder, canary = _place(work, "sealed link")
+    outside = folder / "outside"
+    outside.write_text("{}")
+    linked = tiny_files.sealed(folder, lambda f: (f / "state.json").symlink_to(outside))
+    loaders = [lambda: checkpoint_to_resume(linked), lambda: load_state(linked.checkpoints.latest()[1])]
+    yield Trial("sealed link out of the checkpoint", "SAFE03", canary, [], loaders)
+
+
+ROWS: dict[str, Row] = {
+    "R33": Row(
+        "hostile models, adapters, configs, names and checkpoints are refused before a library opens them",
+        "20/20 refused, canary untouched, <= 2 s each",
+        refusals,
+    ),
+}

@@ -1,0 +1,42 @@
+"""The model folders that a run or a command names, looked through before torch is imported. Imports no torch."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.config import PipelineConfig
+from pipeline.problems import raise_together
+from stages.base import InputError
+from stages.models.trusted import adapter_base, unsafe
+
+
+def unsafe_models(config: PipelineConfig) -> list[InputError]:
+    """SAFE01 to SAFE05 for every model that the config names; `model.trust_remote_code` holds for model.path alone."""
+    terms = [term.model for term in config.reward if term.model not in (None, "reward_model")]
+    named = [config.model.path, config.reward_model.path if config.reward_model.enabled else None, *terms]
+    paths = dict.fromkeys(path for path in named if path)
+    trusted = [config.model.path] if config.model.trust_remote_code else []
+    return [mistake for path in paths for mistake in _with_base(path, trusted)]
+
+
+def require_safe_models(config: PipelineConfig) -> None:
+    """Raise what `unsafe_models` finds."""
+    raise_together(unsafe_models(config))
+
+
+def require_safe_folders(folders: Sequence[Path], trust_remote_code: bool = False) -> None:
+    """Refuse folders that a command names, and the bases of adapters in them; trust holds for the first of them.
+
+    Raises InputError SAFE01 to SAFE05.
+    """
+    trusted = [str(folders[0])] if trust_remote_code else []
+    if trusted and (base := adapter_base(folders[0])):
+        trusted.append(base)
+    raise_together([mistake for folder in folders for mistake in _with_base(str(folder), trusted)])
+
+
+def _with_base(path: str, trusted: Sequence[str]) -> Iterator[InputError]:
+    found = list(unsafe(path, path in trusted))
+    yield from found
+    base = None if found else adapter_base(path)
+    if base is not None and base != path:
+        yield from unsafe(base, base in trusted)
