@@ -127,7 +127,7 @@ class WandbTracker:
     def _start(self, settings: TrackingConfig, tracked: TrackedStage) -> None:
         import wandb
 
-        mode = _mode(settings.wandb)
+        mode = wandb_mode(settings.wandb)
         run = wandb.init(
             project=settings.project,
             entity=settings.entity,
@@ -173,7 +173,7 @@ def _run_id(tracked: TrackedStage) -> str:
     return run_id
 
 
-def _mode(wanted: str) -> str:
+def wandb_mode(wanted: str) -> str:
     """auto is online when a key is at hand or a person who can give one, else offline."""
     if wanted != "auto":
         return wanted

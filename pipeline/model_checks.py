@@ -1,0 +1,93 @@
+"""Models, methods and lengths as far as files tell, before any of them is loaded. Imports no torch.
+
+Only a config that names a PEFT type by itself makes this import torch, to ask that type's config class.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline.config import STAGES, PipelineConfig
+from pipeline.environment import four_bit_errors
+from pipeline.lineage import enabled_steps
+from pipeline.parents import check_policy, check_reward_path, is_local, needs_reward_model
+from pipeline.problems import missing_path
+from pipeline.rundir import RunDir
+from stages.base import InputError
+from stages.models.config import KEYS
+
+
+def collected(check_it: Callable[[], None]) -> list[InputError]:
+    """What a check that raises has to say."""
+    try:
+        check_it()
+    except InputError as error:
+        return [error]
+    return []
+
+
+def model_errors(config: PipelineConfig, deferred: bool) -> Iterator[InputError]:
+    """PATH01, STAGE01, STAGE02: the base model and the reward models that terms name; `deferred` may still be made."""
+    yield from collected(lambda: _check_base(config.model.path, "model.path", deferred))
+    if config.reward_model.enabled and config.reward_model.path:
+        yield from collected(lambda: _check_base(config.reward_model.path, "reward_model.path", deferred))
+    for model in (term.model for term in config.reward if term.model not in (None, "reward_model")):
+        yield from collected(lambda model=model: check_reward_path(model))
+
+
+def parent_errors(config: PipelineConfig) -> Iterator[InputError]:
+    """STAGE07: a stage that needs another one which will not run and has not run. RUN05: a run folder that is a link."""
+    run = RunDir(Path(config.run.root) / config.run.name)
+    yield from collected(run.refuse_links)
+    lacks = needs_reward_model(config) and not config.reward_model.enabled
+    if config.ppo.enabled and lacks and not run.stage("reward_model").finished:
+        problem = "a reward term uses reward_model, but that stage is disabled and this run has none"
+        yield InputError("STAGE07", problem, fix="set reward_model.enabled=true, or change `reward`")
+    if not enabled_steps(config):
+        yield InputError("STAGE07", "no stage is enabled", fix="set sft.enabled=true")
+
+
+def method_errors(config: PipelineConfig) -> Iterator[InputError]:
+    """TUNE05: a method that is neither ours nor a PEFT type, or arguments that its config class does not have.
+
+    TUNE06: virtual tokens in PPO that no SFT has trained. DEP02: four bits without the library for them.
+    """
+    yield from four_bit_errors(config)
+    starts_at_model = config.ppo.enabled and not config.sft.enabled
+    adapter = Path(config.model.path) / "adapter_config.json"
+    if starts_at_model and config.ppo.tuning.uses_virtual_tokens and not adapter.is_file():
+        problem = f"ppo.tuning.method {config.ppo.tuning.method} without sft: new virtual tokens change the policy"
+        yield InputError("TUNE06", problem, fix="set sft.enabled=true with the same tuning, or use lora or full")
+    tunings = [getattr(config, stage).tuning for stage in STAGES if getattr(config, stage).enabled]
+    named = [tuning for tuning in tunings if tuning.method not in KEYS]
+    if named:
+        from stages.models.peft_types import check_peft_type  # torch: only for those who name a PEFT type
+
+        for tuning in named:
+            yield from collected(lambda tuning=tuning: check_peft_type(tuning))
+
+
+def length_errors(config: PipelineConfig) -> Iterator[InputError]:
+    """LEN01: a stage whose longest sequence exceeds what the model can attend to."""
+    file = Path(config.model.path) / "config.json"
+    context = json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings") if file.is_file() else None
+    lengths = {
+        "sft": ("max_length", config.sft.max_length),
+        "reward_model": ("max_length", config.reward_model.max_length),
+        "ppo": (
+            "max_prompt_tokens + max_new_tokens",
+            config.ppo.max_prompt_tokens + config.ppo.max_new_tokens,
+        ),
+    }
+    for stage, (keys, tokens) in lengths.items():
+        if context and getattr(config, stage).enabled and tokens > context:
+            problem = f"{stage}.{keys} is {tokens} tokens, more than the model's context {context}"
+            yield InputError("LEN01", problem, fix=f"lower {stage}.{keys}")
+
+
+def _check_base(path: str, key: str, deferred: bool) -> None:
+    if is_local(path) and not Path(path).exists():
+        if not deferred:
+            raise missing_path(path, key)
+        return
+    check_policy(path)
