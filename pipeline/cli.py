@@ -184,8 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         app(args=arguments)
     except InputError as error:
         if os.environ.get("RLHF_DEBUG"):
-            raise
-        print(redactor().text(str(error)), file=sys.stderr)
+            _told_without_secrets(type(error), error, error.__traceback__)
+        else:
+            print(redactor().text(str(error)), file=sys.stderr)
         sys.exit(exit_code(error))
     sys.exit(0)
 

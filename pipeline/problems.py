@@ -7,7 +7,7 @@ from pathlib import Path
 from stages.base import InputError
 
 EXIT_INPUT, EXIT_ENVIRONMENT, EXIT_DIVERGED, EXIT_STORAGE = 2, 3, 4, 5
-_EXIT_BY_PREFIX = {"DEP": EXIT_ENVIRONMENT, "DISK": EXIT_STORAGE}
+_EXIT_BY_PREFIX = {"DEP": EXIT_ENVIRONMENT, "WB": EXIT_ENVIRONMENT, "DISK": EXIT_STORAGE}
 
 
 class InputErrors(InputError):
@@ -28,8 +28,12 @@ def raise_together(errors: Sequence[InputError]) -> None:
 
 
 def exit_code(error: InputError) -> int:
-    """Exit code of a reported mistake: the environment's, the storage's, else the user's."""
-    return _EXIT_BY_PREFIX.get(error.code.rstrip("0123456789"), EXIT_INPUT)
+    """Exit code of a report: the environment's, the storage's, else the user's; of several mistakes the smallest.
+
+    As long as one of them needs a person's hand, neither another machine nor free space helps.
+    """
+    told = error.errors if isinstance(error, InputErrors) else [error]
+    return min(_EXIT_BY_PREFIX.get(one.code.rstrip("0123456789"), EXIT_INPUT) for one in told)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
