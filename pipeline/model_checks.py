@@ -36,7 +36,7 @@ def model_errors(config: PipelineConfig, deferred: bool) -> Iterator[InputError]
 
 
 def parent_errors(config: PipelineConfig) -> Iterator[InputError]:
-    """STAGE07: a stage that needs another one which will not run and has not run. RUN05: a run folder that is a link."""
+    """STAGE07: a stage needs another that will not run and has not run. RUN05: the run folder is a link."""
     run = RunDir(Path(config.run.root) / config.run.name)
     yield from collected(run.refuse_links)
     lacks = needs_reward_model(config) and not config.reward_model.enabled
