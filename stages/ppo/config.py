@@ -109,7 +109,7 @@ class PPOConfig(Settings):
     """The best policy is the one with the highest held-out score at KL below this (nats); null = no limit."""
     sample_every: int = Field(default=5, gt=0)
     """PPO iterations between three printed completions."""
-    checkpoint_every: int = Field(default=0, ge=0)
+    checkpoint_every: int = Field(default=10, ge=0)
     """PPO iterations between checkpoints; 0 = none but the final model."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Newest checkpoints that are kept."""

@@ -47,7 +47,7 @@ class RewardModelConfig(Settings):
     """Optimizer steps between held-out evaluations; 0 = after training only."""
     log_every: int = Field(default=10, gt=0)
     """Optimizer steps between logged rows."""
-    checkpoint_every: int = Field(default=0, ge=0)
+    checkpoint_every: int = Field(default=200, ge=0)
     """Optimizer steps between checkpoints; 0 = none but the final model."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Newest checkpoints that are kept."""
