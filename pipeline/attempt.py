@@ -1,4 +1,4 @@
-"""One attempt at a stage as its stage.json tells it: running, then finished or failed. Imports no torch."""
+"""One attempt at a stage as its stage.json tells it: running, then how it ended. Imports no torch."""
 
 import resource
 import sys
@@ -51,6 +51,10 @@ class Attempt:
         last = list(models.values())[-1] if models else {}
         headline = {metric: estimate["value"] for metric, estimate in last.items()}
         self._end("finished", headline=headline, details={"models": models})
+
+    def interrupt(self, step: int) -> None:
+        """Record that the stage ended as asked, to go on after `step`."""
+        self._end("interrupted", step=step)
 
     def fail(self, reason: str) -> None:
         """Record that and why the stage ended before its end."""

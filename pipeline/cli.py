@@ -103,7 +103,8 @@ def status(run_dir: RunFolder) -> None:
         headline = "  ".join(f"{key} {value:.4g}" for key, value in manifest.get("headline", {}).items())
         seconds, peak = manifest.get("seconds"), manifest.get("peak_bytes")
         cost = (f"{seconds:.0f}" if seconds else "-", f"{peak / 1e9:.2f}" if peak else "-")
-        table.add_row(name, manifest.get("status", "not started"), *cost, headline)
+        stopped = f" after step {manifest['step']}" if "step" in manifest else ""
+        table.add_row(name, manifest.get("status", "not started") + stopped, *cost, headline)
     console.print(table)
 
 

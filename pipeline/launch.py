@@ -2,16 +2,13 @@
 
 import os
 import shlex
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from pipeline.redacted_output import redacted
+from pipeline.signals import Relay
 from stages.redaction import redactor
 
 
@@ -35,21 +32,23 @@ def printable(command: Sequence[str]) -> str:
     return shlex.join(command)
 
 
-def run_logged(command: Sequence[str], log: Path, append: bool) -> int:
+def run_logged(command: Sequence[str], log: Path, append: bool, relay: Relay, stage: bool = True) -> int:
     """Run a child, its output going to the terminal at once and line by line to `log`; its exit code.
 
-    The child never outlives this process: when this one is stopped, so is the child.
+    Polite signals reach it through `relay`, and it is waited for however long it takes to end. A `stage` listens to
+    them itself, so those that come while Python starts wait for it.
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with log.open("ab" if append else "wb") as file, _stoppable():
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    with log.open("ab" if append else "wb") as file:
+        child = relay.start(command, environment, waits=stage)
         try:
-            _copy(child.stdout, file)
-            code = child.wait()
+            _copy(child.stdout, file, sys.stdout)
         except BaseException:
-            _stop(child)
+            child.terminate()
+            _copy(child.stdout, file, None)  # or it would wait for its output to be read
+            relay.wait()
             raise
-    return code if code >= 0 else 128 - code
+        return relay.wait()
 
 
 def last_lines(log: Path, count: int) -> list[str]:
@@ -57,12 +56,13 @@ def last_lines(log: Path, count: int) -> list[str]:
     return log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
 
 
-def _copy(source: BinaryIO, log: BinaryIO) -> None:
+def _copy(source: BinaryIO, log: BinaryIO, terminal: TextIO | None) -> None:
     """Pass text on, without secrets; the log gets whole lines, a progress bar's only in its last state."""
     pending = ""
     for text in redacted(source, redactor()):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        if terminal:
+            terminal.write(text)
+            terminal.flush()
         *lines, pending = (pending + text).split("\n")
         log.writelines(_settled(line) for line in lines)
         log.flush()
@@ -72,26 +72,3 @@ def _copy(source: BinaryIO, log: BinaryIO) -> None:
 
 def _settled(line: str) -> bytes:
     return line.rstrip("\r").rpartition("\r")[2].encode("utf-8", errors="replace") + b"\n"
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """A polite kill becomes an exception, so that the child is stopped as well."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _stop(child: subprocess.Popen) -> None:
-    child.terminate()
-    try:
-        child.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()

@@ -14,6 +14,7 @@ from pipeline.lineage import decide, enabled_steps, inputs_of
 from pipeline.problems import EXIT_INPUT, raise_together
 from pipeline.results import write_results
 from pipeline.rundir import RunDir
+from pipeline.signals import Relay
 from stages.base import InputError
 from stages.redaction import redactor
 
@@ -63,20 +64,20 @@ def run_chain(config: PipelineConfig, selection: Selection, command: Sequence[st
     steps = selection.steps(config)
     raise_together(preflight.environment_errors())
     run = RunDir.create(config, command)
-    with run.locked():
-        code = _prepare(config, run, console)
+    with run.locked(), Relay().installed() as relay:
+        code = _prepare(config, run, console, relay)
         if code:
             return code
         raise_together(preflight.check(config).errors)
         for step in steps:
-            code = _run_step(run, config, step, selection.forces(step), console)
+            code = _run_step(run, config, step, selection.forces(step), console, relay)
             if code:
                 return code
         conclude(run, console)
     return 0
 
 
-def _run_step(run: RunDir, config: PipelineConfig, step: str, force: bool, console: Console) -> int:
+def _run_step(run: RunDir, config: PipelineConfig, step: str, force: bool, console: Console, relay: Relay) -> int:
     folder = run.stage(step)
     decision = decide(folder, inputs_of(run, config, step).fingerprint, force)
     if decision == "skip":
@@ -87,15 +88,24 @@ def _run_step(run: RunDir, config: PipelineConfig, step: str, force: bool, conso
     folder.path.mkdir(parents=True, exist_ok=True)
     command = stage_command(step, run.path)
     _say(console, f"[{step}] {'resumes' if decision == 'resume' else 'starts'}: {printable(command)}")
-    code = run_logged(command, folder.log, append=decision == "resume")
+    code = run_logged(command, folder.log, decision == "resume", relay)
     if code == 0 and not folder.finished:
         code = 1
+    if code > 128 and folder.manifest.get("status") == "interrupted":  # the stage told what it saved, and how to go on
+        return code
+    if code == 0 and relay.code:
+        _say(console, f"[{step}] finished; stopping here. Continue with:\n    {printable(_again(run))}")
+        return relay.code
     if code:
         _tell_failure(step, code, folder.log, continue_command(run.config_file, step), console)
     return code
 
 
-def _prepare(config: PipelineConfig, run: RunDir, console: Console) -> int:
+def _again(run: RunDir) -> list[str]:
+    return rlhf("run", str(run.config_file))
+
+
+def _prepare(config: PipelineConfig, run: RunDir, console: Console, relay: Relay) -> int:
     """Make the files that the run needs, when some are missing."""
     prepare = config.prepare
     if prepare is None or not preflight.unprepared(config):
@@ -103,13 +113,15 @@ def _prepare(config: PipelineConfig, run: RunDir, console: Console) -> int:
     command = [sys.executable, prepare.script, *prepare.arguments]
     _say(console, f"[prepare] starts: {printable(redactor().command(command))}")
     log = run.path / "prepare.log"
-    code = run_logged(command, log, append=False)
+    code = run_logged(command, log, False, relay, stage=False)
+    if relay.code:
+        return relay.code
     missing = preflight.unprepared(config)
     if code == 0 and missing:
         console.print(f"{prepare.script} ended well but did not create {', '.join(missing)}", highlight=False)
         code = EXIT_INPUT
     if code:
-        _tell_failure("prepare", code, log, rlhf("run", str(run.config_file)), console)
+        _tell_failure("prepare", code, log, _again(run), console)
     return code
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -12,14 +13,17 @@ from pipeline.attempt import Attempt
 from pipeline.checkpoints import CheckpointManager
 from pipeline.config import PipelineConfig
 from pipeline.config_loading import plain
+from pipeline.launch import continue_command, printable
 from pipeline.lineage import StageInputs, decide, inputs_of
 from pipeline.parents import verify_unchanged
 from pipeline.problems import EXIT_DIVERGED, EXIT_ENVIRONMENT, EXIT_INPUT, EXIT_STORAGE, exit_code
 from pipeline.rundir import RunDir
+from pipeline.signals import end_with_parent, listening
 from pipeline.tracking import TrackedStage, Trackers, open_tracker
 from reward.base import RewardError
 from stages.base import Diverged, InputError, StageContext, StageResult
 from stages.redaction import redactor
+from stages.stopping import Interrupted, StopRequest
 
 EXIT_BUG = 1
 _M_MMAP_THRESHOLD, _LARGE = -3, 1 << 20
@@ -32,6 +36,13 @@ def run_stage(run: RunDir, stage: str, force: bool = False) -> int:
     Raises:
         InputError: parents or data do not fit.
     """
+    end_with_parent()
+    stop = StopRequest()
+    with listening(stop):
+        return _run_stage(run, stage, force, stop)
+
+
+def _run_stage(run: RunDir, stage: str, force: bool, stop: StopRequest) -> int:
     config = run.config()
     inputs = inputs_of(run, config, stage)
     _name_accelerator()
@@ -46,7 +57,7 @@ def run_stage(run: RunDir, stage: str, force: bool = False) -> int:
     if decision == "new":
         folder.clear()
     attempt = Attempt(folder, stage, inputs)
-    context, tracker = _services(run, config, stage, inputs.fingerprint)
+    context, tracker = _services(run, config, stage, inputs.fingerprint, stop)
     failed = True
     try:
         if stage == "evaluation":
@@ -54,7 +65,10 @@ def run_stage(run: RunDir, stage: str, force: bool = False) -> int:
         else:
             attempt.finish(_TRAINING[stage](config, inputs, context), run.hashes())
         failed = False
-    except (Exception, KeyboardInterrupt) as error:
+    except Interrupted as end:
+        attempt.interrupt(end.step)
+        return _told_end(run, stage, end.step, stop)
+    except Exception as error:
         attempt.fail(f"{type(error).__name__}: {error}")
         return _told(error)
     finally:
@@ -92,7 +106,9 @@ def _return_freed_memory() -> None:
         return
 
 
-def _services(run: RunDir, config: PipelineConfig, stage: str, fingerprint: str) -> tuple[StageContext, Trackers]:
+def _services(
+    run: RunDir, config: PipelineConfig, stage: str, fingerprint: str, stop: StopRequest
+) -> tuple[StageContext, Trackers]:
     folder = run.stage(stage)
     section = getattr(config, stage)
     keep = getattr(section, "keep_checkpoints", 1)
@@ -106,7 +122,7 @@ def _services(run: RunDir, config: PipelineConfig, stage: str, fingerprint: str)
         resume_step=latest[0] if latest else None,
     )
     tracker = open_tracker(config.tracking, tracked)
-    return StageContext(folder.path, tracker, checkpoints, config.seed), tracker
+    return StageContext(folder.path, tracker, checkpoints, config.seed, stop), tracker
 
 
 # The stages' modules import torch, so each is imported only by the process that runs it.
@@ -180,10 +196,16 @@ _TRAINING: Mapping[str, Callable[[PipelineConfig, StageInputs, StageContext], St
 }
 
 
+def _told_end(run: RunDir, stage: str, step: int, stop: StopRequest) -> int:
+    """Print what an interrupted stage saved and how to go on; the exit code."""
+    saved = f"the state after step {step} is saved" if step else "nothing had to be saved"
+    again = printable(continue_command(run.config_file, stage))
+    print(f"{stage}: stopped by {signal.Signals(stop.signal).name}, {saved}; continue with: {again}", flush=True)
+    return 128 + stop.signal
+
+
 def _told(error: BaseException) -> int:
     """Print what a person needs to know of an error; its exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        return 130
     expected = _expected_exit(error)
     if _is_full(error):
         error = InputError("DISK01", f"the disk is full ({error})", fix="free space; what was saved before is intact")

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from stages.stopping import StopRequest
+
 
 class Tracker(Protocol):
     """Sink of metrics and samples; pipeline.tracking implements it."""
@@ -33,6 +35,8 @@ class StageContext:
     tracker: Tracker
     checkpoints: Checkpoints
     seed: int
+    stop: StopRequest = field(default_factory=StopRequest)
+    """Whether the stage is to save its state and end."""
 
 
 @dataclass(frozen=True)

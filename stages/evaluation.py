@@ -42,7 +42,7 @@ def run_evaluation(
     """Metrics of each policy that exists: {"base" | "sft" | "ppo": {metric: {"value", "standard_error", "n"}}}.
 
     KL is measured to the SFT model. The prompts follow those by which PPO chose its best policy, where the file
-    has enough rows, so that the choice does not flatter the result.
+    has enough rows, so that the choice does not flatter the result. Raises Interrupted when asked to stop.
     """
     quiet_libraries()
     builder = PPOBuilder(ppo, model, terms, sft, reward_model, context.seed, trunk)
@@ -71,6 +71,7 @@ def run_evaluation(
     batch = held_out.first(config.prompts, skip=max(0, min(ppo.eval_prompts, len(held_out) - config.prompts)))
     table: Table = {}
     for name, lm in policies.items():
+        context.stop.follow(0)
         completions = evaluator(builder.policy(lm), batch)
         judged = _judged(config.judge, completions)
         rows = [{"model": name, "index": i, **row} for i, row in enumerate(completions.rows())]

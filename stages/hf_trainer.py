@@ -127,11 +127,44 @@ class SealedCheckpoints(TrainerCallback):
         shutil.rmtree(written)
 
 
-def checkpoint_to_resume(context: StageContext) -> str | None:
-    """The newest sealed checkpoint, if the stage was interrupted. Raises InputError as `require_tensors_only`."""
+class StopWhenAsked(TrainerCallback):
+    """Saves and ends the training at the end of the step in which it was asked to."""
+
+    def __init__(self, context: StageContext):
+        self._stop = context.stop
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._stop.asked:
+            control.should_save = control.should_training_stop = True
+
+
+def callbacks(context: StageContext, stage: str, names: Mapping[str, str], shown: tuple[str, ...]) -> list[Any]:
+    """What both stages add to the trainer."""
+    return [TrackerCallback(context, stage, names, shown), StopWhenAsked(context), SealedCheckpoints(context)]
+
+
+def train_to_end(trainer: Trainer, context: StageContext) -> None:
+    """Train to the end, from the newest sealed checkpoint if there is one.
+
+    Raises Interrupted where it was asked to stop, with the state on disk, and InputError as `require_tensors_only`.
+    """
     found = context.checkpoints.latest()
+    context.stop.follow(found[0] if found else 0)
     if found is None:
-        return None
-    require_tensors_only(found[1])
-    print(f"resuming from {found[1]}", flush=True)
-    return str(found[1])
+        trainer.train()
+    else:
+        require_tensors_only(found[1])
+        print(f"resuming from {found[1]}", flush=True)
+        _resume(trainer, found[1])
+    if trainer.state.global_step < trainer.state.max_steps:
+        context.stop.follow(trainer.state.global_step)
+
+
+def _resume(trainer: Trainer, checkpoint: Path) -> None:
+    """Go on from a checkpoint; from that of the last step there is nothing to do, where Trainer would do one more."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    else:
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = state

@@ -47,29 +47,48 @@ class PPOLoop:
     compute: str
     evaluator: Evaluator
     best: Best = field(default_factory=Best)
+    evaluated: int = -1
+    """The last iteration whose policy was evaluated."""
+    _saved: int = 0
     _reference: Completions | None = None
 
     def run(self) -> StageResult:
-        """All remaining iterations; the result's `final` is the best policy under the budget, else the last."""
+        """All remaining iterations; the result's `final` is the best policy under the budget, else the last.
+
+        Raises Interrupted where it was asked to stop, with the state on disk.
+        """
         config = self.trainer.config
         self.resume()
+        self.context.stop.follow(self.trainer.finished)
         progress = Progress("ppo", config.steps, self.trainer.finished)
-        if self.trainer.finished == 0:
-            self.evaluate()
+        self.evaluate_when_due()
         while self.trainer.finished < config.steps:
-            number = self.trainer.finished
-            batch = self.prompts.shuffled(
-                self.trainer.seed, number * config.rollout_batch_size, config.rollout_batch_size
-            )
-            step = self.trainer.step(batch)
-            if number == 0:
-                require_clean_start(step.metrics["objective/kl"], step.metrics["policy/ratio_first"], self.compute)
-            self.log(step, progress)
-            if self._due(config.eval_every) or self.trainer.finished == config.steps:
-                self.evaluate()
+            self._stop_if_asked()
+            self.iterate(progress)
+            self._stop_if_asked()
+            self.evaluate_when_due()
             if self._due(config.checkpoint_every):
-                self.context.checkpoints.save(self.trainer.finished, self.save)
+                self.checkpoint()
         return self.finish()
+
+    def iterate(self, progress: Progress) -> None:
+        """The next iteration and its log."""
+        number, size = self.trainer.finished, self.trainer.config.rollout_batch_size
+        step = self.trainer.step(self.prompts.shuffled(self.trainer.seed, number * size, size))
+        if number == 0:
+            require_clean_start(step.metrics["objective/kl"], step.metrics["policy/ratio_first"], self.compute)
+        self.log(step, progress)
+
+    def checkpoint(self) -> None:
+        """Save the state after the last iteration, once."""
+        if self._saved < self.trainer.finished:
+            self.context.checkpoints.save(self.trainer.finished, self.save)
+            self._saved = self.trainer.finished
+
+    def _stop_if_asked(self) -> None:
+        if self.context.stop.asked:
+            self.checkpoint()
+            self.context.stop.follow(self.trainer.finished)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.trainer.finished % every == 0
@@ -102,12 +121,21 @@ class PPOLoop:
                     flush=True,
                 )
 
-    def evaluate(self) -> None:
+    def evaluate_when_due(self) -> None:
+        """Evaluate before the first iteration, after the last and every `eval_every`, once each.
+
+        A run that was stopped between an iteration and its evaluation catches up on it here.
+        """
+        config, finished = self.trainer.config, self.trainer.finished
+        due = finished in (0, config.steps) or self._due(config.eval_every)
+        if due and self.held_out is not None and self.evaluated < finished:
+            self.evaluate(self.held_out)
+            self.evaluated = finished
+
+    def evaluate(self, held_out: PromptSet) -> None:
         """Score the policy (or its average) on held-out prompts, and keep it if it is the best so far."""
-        if self.held_out is None:
-            return
         start = perf_counter()
-        batch = self.held_out.first(self.trainer.config.eval_prompts)
+        batch = held_out.first(self.trainer.config.eval_prompts)
         if self._reference is None:
             self._reference = self.evaluator(self.trainer.reference, batch)
         with self.trainer.averaged():
@@ -155,7 +183,7 @@ class PPOLoop:
 
     def save(self, folder: Path) -> None:
         """Everything a resumed run needs to give the same bits."""
-        save_state(folder, self.trainer.state_dict() | {"best": asdict(self.best)})
+        save_state(folder, self.trainer.state_dict() | {"best": asdict(self.best), "evaluated": self.evaluated})
         if (self.context.folder / "best").is_dir():
             shutil.copytree(self.context.folder / "best", folder / "best")
 
@@ -167,7 +195,7 @@ class PPOLoop:
         step, folder = found
         print(f"resuming from {folder}", flush=True)
         state = load_state(folder)
-        self.best = Best(**state.pop("best"))
+        self.best, self.evaluated, self._saved = Best(**state.pop("best")), state.pop("evaluated"), step
         self.trainer.load_state_dict(state)
         shutil.rmtree(self.context.folder / "best", ignore_errors=True)
         if (folder / "best").is_dir():

@@ -10,13 +10,7 @@ from trl import RewardTrainer
 
 from stages.base import InputError, StageContext, StageResult
 from stages.data import read_preferences
-from stages.hf_trainer import (
-    SealedCheckpoints,
-    TrackerCallback,
-    checkpoint_to_resume,
-    silence,
-    training_arguments,
-)
+from stages.hf_trainer import callbacks, silence, train_to_end, training_arguments
 from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.heads import ScoreModel
@@ -83,10 +77,10 @@ def run_reward_model(
             max_length=None,
             center_rewards_coefficient=config.centering_coef or None,
         ),
-        callbacks=[TrackerCallback(context, "reward_model", NAMES, SHOWN), SealedCheckpoints(context)],
+        callbacks=callbacks(context, "reward_model", NAMES, SHOWN),
     )
     silence(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(context))
+    train_to_end(trainer, context)
     final = context.folder / "final"
     publish(classifier.eval(), tokenizer, final, roles)
     # All that is said of the model is measured on what was saved, loaded as PPO will load it.

@@ -9,13 +9,7 @@ from trl import SFTTrainer
 
 from stages.base import StageContext, StageResult
 from stages.classification import absent_labels, read_sft_rows
-from stages.hf_trainer import (
-    SealedCheckpoints,
-    TrackerCallback,
-    checkpoint_to_resume,
-    silence,
-    training_arguments,
-)
+from stages.hf_trainer import callbacks, silence, train_to_end, training_arguments
 from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.load import load_tokenizer, neutral_generation_config, source_of, stop_ids
@@ -77,11 +71,11 @@ def run_sft(
             packing=config.packing,
             eval_packing=False,
         ),
-        callbacks=[TrackerCallback(context, "sft", NAMES, SHOWN), SealedCheckpoints(context)],
+        callbacks=callbacks(context, "sft", NAMES, SHOWN),
     )
     silence(trainer)
     before = held_out.measure(trainer, policy, stops, "before")
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(context))
+    train_to_end(trainer, context)
     after = held_out.measure(trainer, policy, stops, "after")
     final = context.folder / "final"
     publish(policy, tokenizer, final, roles)
