@@ -74,26 +74,36 @@ class Trackers:
 class JsonlTracker:
     """Rows of metrics.jsonl and samples.jsonl, on disk as soon as they are logged.
 
-    Rows beyond the step from which a stage resumes are dropped first, since they will be logged again.
+    Rows beyond the step from which a stage resumes are dropped first, since they will be logged again. Those up to it
+    stay: what a resumed stage measures a second time (before it trains, or after its last checkpoint) is no new row.
     """
 
     def __init__(self, folder: Path, resume_step: int | None):
         folder.mkdir(parents=True, exist_ok=True)
-        self._metrics = _reopened(folder / METRICS, resume_step)
-        self._samples = _reopened(folder / SAMPLES, resume_step)
+        self._metrics, kept_metrics = _reopened(folder / METRICS, resume_step)
+        self._samples, kept_samples = _reopened(folder / SAMPLES, resume_step)
+        self._logged = {(row["step"], frozenset(row) - {"time"}) for row in kept_metrics}
+        again = (row for row in kept_samples if row["step"] in (0, resume_step))
+        self._sampled = {json.dumps(row, ensure_ascii=False) for row in again}
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append one row; a value that is not finite becomes null."""
+        """Append one row, unless the step has one of the same metrics; a value that is not finite becomes null."""
+        measured = (step, frozenset(metrics) | {"step"})
+        if measured in self._logged:
+            return
+        self._logged.add(measured)
         row = {"step": step, "time": time.time(), **{name: _number(value) for name, value in metrics.items()}}
         self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
         self._metrics.flush()
 
     def samples(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
-        """Append one row per sample."""
+        """Append one row per sample, unless it was there when the stage resumed."""
         for row in rows:
             plain = {name: _plain(value) for name, value in row.items()}
             line = json.dumps({"step": step, **plain}, ensure_ascii=False)
-            self._samples.write(redactor().values(line) + "\n")  # a text's own look of a secret stays
+            line = redactor().values(line)  # a text's own look of a secret stays
+            if line not in self._sampled:
+                self._samples.write(line + "\n")
         self._samples.flush()
 
     def close(self, failed: bool = False) -> None:
@@ -190,15 +200,15 @@ def _has_key() -> bool:
         return False
 
 
-def _reopened(path: Path, resume_step: int | None) -> TextIO:
-    """The file for appending, holding only whole rows up to the step."""
+def _reopened(path: Path, resume_step: int | None) -> tuple[TextIO, list[dict[str, Any]]]:
+    """The file for appending, holding only whole rows up to the step, and these rows."""
     kept: list[str] = []
     if resume_step is not None and path.is_file():
         kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_before(line, resume_step)]
     aside = path.with_name(f".{path.name}")
     aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     os.replace(aside, path)
-    return path.open("a", encoding="utf-8")
+    return path.open("a", encoding="utf-8"), [json.loads(line) for line in kept]
 
 
 def _is_before(line: str, step: int) -> bool:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from stages.base import Diverged, StageContext
+from stages.exact_resume import ExactResume
 from stages.models.config import ModelConfig
 from stages.models.torch_files import require_tensors_only
 from stages.progress import Progress
@@ -148,6 +149,7 @@ def train_to_end(trainer: Trainer, context: StageContext) -> None:
 
     Raises Interrupted where it was asked to stop, with the state on disk, and InputError as `require_tensors_only`.
     """
+    trainer.add_callback(ExactResume(trainer, context.seed))  # last: it looks at whether the others save
     found = context.checkpoints.latest()
     context.stop.follow(found[0] if found else 0)
     if found is None:

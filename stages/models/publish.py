@@ -1,8 +1,9 @@
 """A stage's `final/`: what the next stage, plain transformers and PEFT read."""
 
+import json
 from pathlib import Path
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.models.adapters import verify_saved
@@ -18,10 +19,18 @@ def publish(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBa
     tokenizer.save_pretrained(final)
     (final / "README.md").unlink(missing_ok=True)  # PEFT's model card names a path and says nothing
     if isinstance(model, PeftModel):
+        _order_sets(final / "adapter_config.json", model.active_peft_config)
         identity = roles.identity(model.active_peft_config.base_model_name_or_path)
         if identity is not None:
             identity.save(final)
         verify_saved(model, final)
+
+
+def _order_sets(file: Path, config: PeftConfig) -> None:
+    """PEFT keeps names of modules in sets and writes them as they come, which differs from process to process."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content |= {name: sorted(value) for name, value in vars(config).items() if isinstance(value, set)}
+    file.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def is_adapter(final: Path) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reward.mixture import RewardMixture, Texts
+from stages.generators import seed_generators
 from stages.models.heads import PolicyModel
 from stages.models.trunk import NoTrunk
 from stages.ppo.kl import k1
@@ -93,6 +94,7 @@ class Evaluator:
     @torch.no_grad()
     def __call__(self, policy: PolicyModel, batch: PromptBatch) -> Completions:
         """Completions of every prompt in `batch`. Scores are the reward's own, before PPO's rules for them."""
+        seed_generators(self.sampler.seed, 0)
         parts = []
         for start in range(0, len(batch.ids), self.batch_size):
             rows = slice(start, start + self.batch_size)

@@ -1,7 +1,7 @@
 """The walk over PPO iterations: logging, samples, held-out evaluation, the best policy, checkpoints."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -74,10 +74,11 @@ class PPOLoop:
     def iterate(self, progress: Progress) -> None:
         """The next iteration and its log."""
         number, size = self.trainer.finished, self.trainer.config.rollout_batch_size
-        step = self.trainer.step(self.prompts.shuffled(self.trainer.seed, number * size, size))
+        batch = self.prompts.shuffled(self.trainer.seed, number * size, size)
+        step = self.trainer.step(batch)
         if number == 0:
             require_clean_start(step.metrics["objective/kl"], step.metrics["policy/ratio_first"], self.compute)
-        self.log(step, progress)
+        self.log(step, batch.episodes, progress)
 
     def checkpoint(self) -> None:
         """Save the state after the last iteration, once."""
@@ -93,7 +94,7 @@ class PPOLoop:
     def _due(self, every: int) -> bool:
         return every > 0 and self.trainer.finished % every == 0
 
-    def log(self, step: Step, progress: Progress) -> None:
+    def log(self, step: Step, episodes: Sequence[int], progress: Progress) -> None:
         """One row of metrics, all samples of the iteration, and now and then three of them for eyes."""
         number = self.trainer.finished
         terms = {f"objective/term/{name}": float(scores.mean()) for name, scores in step.parts.items()}
@@ -101,9 +102,11 @@ class PPOLoop:
         progress.show(number, {name: step.metrics[path] for name, path in SHOWN.items()})
         e = step.experience
         kl = (e.logprobs - e.ref_logprobs).sum(1)
-        columns = zip(step.texts.prompts, step.texts.completions, e.scores, kl, e.mask.sum(1), e.stopped, strict=True)
+        texts = (step.texts.prompts, step.texts.completions)
+        columns = zip(episodes, *texts, e.scores, kl, e.mask.sum(1), e.stopped, strict=True)
         rows = [
             {
+                "episode": int(i),
                 "prompt": p,
                 "completion": c,
                 "score": float(s),
@@ -111,7 +114,7 @@ class PPOLoop:
                 "length": int(n),
                 "stopped": bool(stop),
             }
-            for p, c, s, k, n, stop in columns
+            for i, p, c, s, k, n, stop in columns
         ]
         self.context.tracker.samples(rows, number)
         if self._due(self.trainer.config.sample_every) or number == 1:

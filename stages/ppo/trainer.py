@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reward.mixture import RewardMixture, Texts
 from stages.engine import Engine
+from stages.generators import seed_generators
 from stages.models.heads import PolicyModel
 from stages.models.trunk import NoTrunk
 from stages.ppo import losses
@@ -67,6 +68,7 @@ class PPOTrainer:
     def step(self, batch: PromptBatch) -> Step:
         """One iteration on `rollout_batch_size` prompts: rollout, scoring, ppo_epochs over the minibatches."""
         clock = Stopwatch()
+        seed_generators(self.seed, self.finished)
         rollout = self.sampler(self.policy.module.lm, batch.ids, batch.episodes)
         clock.lap("rollout")
         experience, texts, parts = self.evaluate(rollout, batch)

@@ -54,6 +54,20 @@ def test_starting_anew_drops_all_rows(tmp_path):
     assert rows(tmp_path / "metrics.jsonl") == []
 
 
+def test_what_a_resumed_stage_measures_again_is_no_new_row(tmp_path):
+    for resume_step in (None, 4, 4):
+        tracker = JsonlTracker(tmp_path, resume_step)
+        for step, name in ((0, "eval_loss"), (4, "loss"), (4, "eval_loss"), (4, "eval_loss"), (5, "loss")):
+            if resume_step is None or step == 0 or name == "eval_loss":
+                tracker.log({name: 1.0}, step)
+        for step, when in ((0, "before"), (4, "after"), (5, "after")):
+            tracker.samples([{"when": when, "text": "é"}], step)
+        tracker.close()
+    logged = [(row["step"], *(row.keys() - {"step", "time"})) for row in rows(tmp_path / "metrics.jsonl")]
+    assert logged == [(0, "eval_loss"), (4, "loss"), (4, "eval_loss")]
+    assert [row["step"] for row in rows(tmp_path / "samples.jsonl")] == [0, 4, 5]
+
+
 @pytest.fixture
 def no_key(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

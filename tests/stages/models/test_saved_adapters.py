@@ -53,6 +53,11 @@ def test_a_final_holds_the_adapter_its_tokenizer_and_the_identity_of_its_base(me
     assert len(identity["weights"]) == 64
 
 
+def test_the_names_in_an_adapter_are_in_the_same_order_in_every_process(tmp_path: Path):
+    _, final = saved(tmp_path, "lora")
+    assert json.loads((final / "adapter_config.json").read_text())["target_modules"] == ["q_proj", "v_proj"]
+
+
 @each_method
 def test_an_adapter_is_refused_on_other_weights_and_taken_on_a_copy_of_its_own(method: str, tmp_path: Path):
     base, final = saved(tmp_path, method)
