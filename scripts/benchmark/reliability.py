@@ -3,12 +3,16 @@
     python -m scripts.benchmark.reliability              # all rows, long
     python -m scripts.benchmark.reliability R5 R6        # these
     python -m scripts.benchmark.reliability --quick      # as small as in the test suite; nothing is kept
-    python -m scripts.benchmark.reliability table        # the table of docs/reliability.md from what was measured
+    python -m scripts.benchmark.reliability compare      # the same disturbances on transformers' Trainer
+    python -m scripts.benchmark.reliability table        # the tables of docs/reliability.md from what was measured
 
 Figures are kept under --root, one JSON file a row; a row that misses its target makes the exit code 1.
 """
 
 import argparse
+import json
+import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -16,6 +20,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.rundir import versions
+from scripts.benchmark import trainer_comparison
 from scripts.benchmark.reliability_rows import (
     damage,
     divergence,
@@ -37,6 +43,7 @@ _FOUND = [item for module in MODULES for item in module.ROWS.items()]
 ROWS: Mapping[str, Row] = dict(sorted(_FOUND, key=lambda item: int(item[0][1:])))
 DOCUMENT = Path("docs/reliability.md")
 START, END = "<!-- measured: python -m scripts.benchmark.reliability table -->", "<!-- end -->"
+COMPARED = "<!-- compared: python -m scripts.benchmark.reliability table -->"
 
 
 def measure(name: str, quick: bool) -> Figure:
@@ -60,11 +67,45 @@ def table(root: Path) -> str:
     return "\n".join(lines)
 
 
-def write_table(root: Path) -> None:
-    """Put the table between its marks."""
-    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(START)
+def write_tables(root: Path) -> None:
+    """Put both tables between their marks."""
+    text = _between(DOCUMENT.read_text(encoding="utf-8"), START, f"{table(root)}\n\n{_machine(root)}")
+    compared = root / "compare.json"
+    if compared.is_file():
+        found = json.loads(compared.read_text(encoding="utf-8"))
+        text = _between(text, COMPARED, trainer_comparison.table(found))
+    DOCUMENT.write_text(text, encoding="utf-8")
+
+
+def _between(text: str, start: str, content: str) -> str:
+    before, _, rest = text.partition(start)
     _, _, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{START}\n{table(root)}\n{END}{after}", encoding="utf-8")
+    return f"{before}{start}\n{content}\n{END}{after}"
+
+
+def remember_machine(root: Path) -> None:
+    """Note beside the figures where they were measured."""
+    models = [
+        line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    machine = {"processor": models[0] if models else platform.machine(), "cores": os.cpu_count(), **versions()}
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "machine.json").write_text(json.dumps(machine, indent=2), encoding="utf-8")
+
+
+def _machine(root: Path) -> str:
+    file = root / "machine.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return ", ".join(f"{name} {value}" for name, value in found.items())
+
+
+def compare(root: Path) -> None:
+    """Disturb transformers' Trainer and keep what was found."""
+    work = Path(tempfile.mkdtemp(prefix="reliability-compare-"))
+    found = trainer_comparison.compare(work)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "compare.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    shutil.rmtree(work)
 
 
 def main() -> int:
@@ -74,7 +115,12 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path("runs/reliability"), help="folder of the figures")
     arguments = parser.parse_args()
     if arguments.rows == ["table"]:
-        write_table(arguments.root)
+        write_tables(arguments.root)
+        return 0
+    if not arguments.quick:
+        remember_machine(arguments.root)
+    if arguments.rows == ["compare"]:
+        compare(arguments.root)
         return 0
     unknown = set(arguments.rows) - ROWS.keys()
     if unknown:
