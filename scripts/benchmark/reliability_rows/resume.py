@@ -65,7 +65,8 @@ def _ppo_changes(chain: ExactChain) -> dict[str, Callable[[Path], None]]:
     from stages.ppo.loop import Best
     from stages.ppo.state import load_state, save_state
 
-    first = load_state(chain.whole / "checkpoints" / "step-000001") | {"best": asdict(Best())}
+    forgotten = {"best": asdict(Best()), "evaluated": chain.steps}  # an older `evaluated` costs a repetition, no bit
+    first = load_state(chain.whole / "checkpoints" / "step-000001") | forgotten
     inside = [(role, part) for role in ("policy", "value") for part in first[role]]
 
     def age(folder: Path, path: tuple[str, ...]) -> None:
