@@ -60,7 +60,11 @@ class InputError(Exception):
 
     def __init__(self, code: str, problem: str, fix: str):
         super().__init__(f"[{code}] {problem}; fix: {fix}")
-        self.code = code
+        self.code, self.problem, self.fix = code, problem, fix
+
+    def at(self, place: str) -> "InputError":
+        """The same mistake with its place in front."""
+        return InputError(self.code, f"{place}: {self.problem}", self.fix)
 
 
 class Diverged(Exception):

@@ -1,20 +1,24 @@
 """Rows to token ids: the one place where text becomes what a model sees, for all three stages.
 
 A prompt is encoded with the tokenizer's special tokens, a completion without, and they are concatenated; so the
-prompt's ids in PPO are a prefix of its ids in SFT. Chat rows go through the tokenizer's template.
+prompt's ids in PPO are a prefix of its ids in SFT. Chat rows go through the tokenizer's template. Whatever writes BOS,
+the tokenizer, the template or the text itself, a sequence has one.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stages.base import InputError
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
+        self.doubled_bos = 0
+        """Prompts that began with BOS twice, of which one was taken away."""
 
     def prompt(self, prompt: str | list[dict[str, str]]) -> list[int]:
         """Ids of a prompt: plain text, or messages that the assistant is to answer."""
@@ -62,9 +68,17 @@ class Renderer:
     def _opened(self, text: str) -> list[int]:
         """Ids with the tokenizer's opening special tokens, without the EOS that some tokenizers append."""
         ids = list(self.tokenizer(text).input_ids)
-        bare = self.tokenizer(text, add_special_tokens=False).input_ids
         eos = self.tokenizer.eos_token_id
-        return ids[:-1] if ids[-1:] == [eos] and bare[-1:] != [eos] else ids
+        appended = ids[-1:] == [eos] and self.tokenizer(text, add_special_tokens=False).input_ids[-1:] != [eos]
+        return self._with_one_bos(ids[:-1] if appended else ids)
+
+    def _with_one_bos(self, ids: list[int]) -> list[int]:
+        """Ids that begin with BOS once at most: what was trained on two of them is not what others will send."""
+        bos, repeated = self.tokenizer.bos_token_id, 0
+        while bos is not None and ids[repeated : repeated + 2] == [bos, bos]:
+            repeated += 1
+        self.doubled_bos += repeated > 0
+        return ids[repeated:]
 
     def pair(self, prompt: str | list[dict[str, str]], completion: str) -> Rendered:
         """A prompt and one completion of it, as the reward model and PPO see them."""
@@ -94,15 +108,25 @@ class Renderer:
                 "the data has messages but the tokenizer has no chat_template",
                 fix="use prompt/completion rows, or a tokenizer with a template",
             )
-        encoded = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
-        )
-        return list(encoded["input_ids"])
+        try:
+            encoded = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+            )
+        except TemplateError as error:
+            fix = "order roles and messages as that template wants them"
+            raise InputError("TMPL05", f"the chat template refuses the messages ({error})", fix) from error
+        return self._with_one_bos(list(encoded["input_ids"]))
 
 
-def without_target(rows: Iterable[Rendered], max_length: int) -> list[int]:
-    """Numbers of the rows whose completion starts at or after max_length, so that nothing of it would be trained."""
-    return [i for i, row in enumerate(rows) if len(row.prompt_ids) >= max_length]
+def rendered(rows: Iterable[tuple[int, Row]], render: Callable[[Row], T], path: Path) -> list[T]:
+    """`render` of every row; a mistake names the file and the row's number, which comes with it."""
+    found = []
+    for number, row in rows:
+        try:
+            found.append(render(row))
+        except InputError as error:
+            raise error.at(f"{path} row {number}") from error
+    return found
 
 
 def collate(rows: Sequence[Rendered], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ import math
 import mmap
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,28 @@ def _is_sizes(value: Any) -> bool:
 _FIXED = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of each value type of a GGUF header."""
 _TEXT, _ARRAY = 8, 9
-_TEMPLATE = b"tokenizer.chat_template"
-_ALIGNMENT = b"general.alignment"
+_EMBEDDING = b"token_embd.weight"
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What a GGUF file says of its model."""
+
+    facts: dict[bytes, bytes]
+    """Numbers and texts as they lie in the file; lists are left out."""
+    embedding_rows: int | None
+
+    @property
+    def template(self) -> str | None:
+        """The chat template."""
+        found = self.facts.get(b"tokenizer.chat_template")
+        return None if found is None else found.decode("utf-8", errors="replace")
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model can attend to."""
+        found = self.facts.get(self.facts.get(b"general.architecture", b"") + b".context_length")
+        return None if found is None else int.from_bytes(found, "little")
 
 
 class _Cursor:
@@ -116,8 +137,8 @@ class _Cursor:
             self.value(kind, inside=True)
 
 
-def read_gguf(path: Path) -> str | None:
-    """The chat template in a GGUF file whose header describes its bytes; None when it has none.
+def read_gguf(path: Path) -> GGUFHeader:
+    """The header of a GGUF file, when it describes the file's bytes.
 
     Raises ValueError when it announces more than it has.
     """
@@ -127,7 +148,7 @@ def read_gguf(path: Path) -> str | None:
         return _read_gguf(_Cursor(data))
 
 
-def _read_gguf(cursor: _Cursor) -> str | None:
+def _read_gguf(cursor: _Cursor) -> GGUFHeader:
     size = len(cursor.data)
     magic, version = cursor.data[: cursor.skip(4) + 4], cursor.number("<I")
     if magic != b"GGUF" or version not in (2, 3):
@@ -139,28 +160,29 @@ def _read_gguf(cursor: _Cursor) -> str | None:
     for _ in range(pairs):
         key, kind = cursor.text(), cursor.number("<I")
         value = cursor.value(kind)
-        if key in (_TEMPLATE, _ALIGNMENT):
+        if kind != _ARRAY:
             facts[key] = value
-    ends = [_tensor_end(cursor) for _ in range(tensors)]
-    alignment = int.from_bytes(facts.get(_ALIGNMENT, b"\x20"), "little") or 1
+    described = [_tensor(cursor) for _ in range(tensors)]
+    ends = [end for _, _, end in described]
+    alignment = int.from_bytes(facts.get(b"general.alignment", b"\x20"), "little") or 1
     start = -(-cursor.at // alignment) * alignment
     if ends and start + max(ends) > size:
         raise ValueError(f"announces tensors up to byte {start + max(ends)}, the file has {size}")
-    template = facts.get(_TEMPLATE)
-    return None if template is None else template.decode("utf-8", errors="replace")
+    rows = [shape[1] for name, shape, _ in described if name == _EMBEDDING and len(shape) == 2]
+    return GGUFHeader(facts, rows[0] if rows else None)
 
 
-def _tensor_end(cursor: _Cursor) -> int:
-    """Where a tensor ends after the start of the data."""
+def _tensor(cursor: _Cursor) -> tuple[bytes, Sequence[int], int]:
+    """A tensor's name, its shape (the fastest axis first), and where it ends after the start of the data."""
     from gguf.constants import GGML_QUANT_SIZES  # numpy: only for those who have a GGUF file
 
-    cursor.text()
+    name = cursor.text()
     dimensions: Sequence[int] = [cursor.number("<Q") for _ in range(_small(cursor.number("<I")))]
     kind, offset = cursor.number("<I"), cursor.number("<Q")
     if kind not in GGML_QUANT_SIZES:
         raise ValueError(f"has a tensor of unknown type {kind}")
     block, width = GGML_QUANT_SIZES[kind]
-    return offset + -(-math.prod(dimensions) // block) * width
+    return name, dimensions, offset + -(-math.prod(dimensions) // block) * width
 
 
 def _small(dimensions: int) -> int:

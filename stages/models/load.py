@@ -6,20 +6,18 @@ import shutil
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from stages.base import InputError
 from stages.models.precision import DTYPES, device
 from stages.models.quantization import four_bit_config
 from stages.models.trusted import adapter_base, require_safe
+
+if TYPE_CHECKING:  # who reads tokenizers alone, as `rlhf check`, does not wait for the classes of models
+    from transformers import GenerationConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,8 @@ def convert_gguf(file: Path) -> str:
     folder = cache_folder() / f"{file.stem}-{digest[:12]}"
     if (folder / "config.json").is_file():
         return str(folder)
+    from transformers import AutoModelForCausalLM
+
     print(f"converting {file.name} to {folder} (once)", flush=True)
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     # save_pretrained refuses a model that still looks quantised; its weights are plain float32 by now.
@@ -96,10 +96,27 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
     """
     require_safe(source.folder, trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
+    return _with_padding(tokenizer, source.folder)
+
+
+def tokenizer_alone(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer that a stage on this model will load; of a GGUF file without converting its weights.
+
+    Raises InputError as load_tokenizer does.
+    """
+    file = Path(path)
+    if file.suffix != ".gguf":
+        return load_tokenizer(source_of(path), trust_remote_code)
+    require_safe(file)
+    # Not AutoTokenizer, which would first make a model's config of the whole header: 5 s for a vocabulary of 49k.
+    return _with_padding(PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name), path)
+
+
+def _with_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise InputError(
             "TOK03",
-            f"the tokenizer of '{source.folder}' has no eos_token",
+            f"the tokenizer of '{name}' has no eos_token",
             fix="set eos_token in tokenizer_config.json",
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -118,13 +135,15 @@ def _padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def load_causal_lm(
     base: str, dtype: str = "float32", trust_remote_code: bool = False, quantization: str = "none"
-) -> PreTrainedModel:
+) -> "PreTrainedModel":
     """A causal language model in eval mode, with dropout off for good so that the first ratio is exactly 1.
 
     Raises InputError PATH01 (no such model), DEP02 (4-bit weights where bitsandbytes cannot compute with them), and
     those of `require_safe`.
     """
     require_safe(base, trust_remote_code)
+    from transformers import AutoModelForCausalLM
+
     four_bit = {"quantization_config": four_bit_config(), "device_map": str(device())} if quantization == "4bit" else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -137,7 +156,7 @@ def load_causal_lm(
     return disable_dropout(model.eval())
 
 
-def disable_dropout(model: PreTrainedModel) -> PreTrainedModel:
+def disable_dropout(model: "PreTrainedModel") -> "PreTrainedModel":
     """Set every dropout probability to 0, in modules and in the config that attention reads."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -147,15 +166,17 @@ def disable_dropout(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def stop_ids(model: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every id that ends a completion: the tokenizer's EOS and all of the model's generation config."""
     configured = model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
     return tuple(sorted({tokenizer.eos_token_id, *(i for i in configured if i is not None)}))
 
 
-def neutral_generation_config(stops: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+def neutral_generation_config(stops: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> "GenerationConfig":
     """Plain sampling from the full softmax: what PPO trains is what the saved model does."""
+    from transformers import GenerationConfig
+
     return GenerationConfig(
         do_sample=True,
         top_k=0,
@@ -165,6 +186,11 @@ def neutral_generation_config(stops: tuple[int, ...], tokenizer: PreTrainedToken
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
+
+
+def same_reading(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers, with their templates, make the same ids of every row."""
+    return a.chat_template == b.chat_template and same_tokenizer(a, b)
 
 
 def same_tokenizer(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:

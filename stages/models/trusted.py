@@ -75,7 +75,7 @@ def _in_file(path: Path) -> Iterator[InputError]:
         yield InputError("SAFE01", problem, fix="name the folder that holds config.json and *.safetensors")
         return
     try:
-        template = read_gguf(path)
+        template = read_gguf(path).template
     except ValueError as error:
         yield _malformed(path, str(error))
         return

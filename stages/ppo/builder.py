@@ -24,7 +24,7 @@ from stages.ppo.config import PPOConfig
 from stages.ppo.ema import EMA
 from stages.ppo.kl import AdaptiveKL, FixedKL
 from stages.ppo.learned_reward import LearnedReward
-from stages.ppo.prompts import PromptSet
+from stages.ppo.prompts import PromptSet, require_short
 from stages.ppo.ptx import PretrainingMix
 from stages.ppo.scores import RunningMoments, ScoreRule
 from stages.ppo.trainer import PPOTrainer
@@ -203,14 +203,7 @@ class PPOBuilder:
         """Tokenised prompts. Raises InputError LEN02 for prompts longer than max_prompt_tokens."""
         rows = read_prompts(path)
         ids = [self.renderer.prompt(r["prompt"]) for r in rows]
-        long = [i + 1 for i, p in enumerate(ids) if len(p) > self.config.max_prompt_tokens]
-        if long:
-            raise InputError(
-                "LEN02",
-                f"{path}: {len(long)} prompts are longer than ppo.max_prompt_tokens {self.config.max_prompt_tokens} "
-                f"(rows {long[:5]})",
-                fix="raise max_prompt_tokens, or shorten them",
-            )
+        require_short(ids, self.config, path)
         columns = {name: [r[name] for r in rows] for name in rows[0] if name != "prompt"}
         return PromptSet(ids, [r["prompt"] for r in rows], columns)
 

@@ -11,7 +11,7 @@ from reward.config import RewardTerm
 from reward.learned import ModelTerm, RereadModelTerm
 from stages.models.config import TuningConfig
 from stages.models.heads import ScoreModel
-from stages.models.load import ModelSource, load_tokenizer, same_tokenizer, source_of
+from stages.models.load import ModelSource, load_tokenizer, same_reading, source_of
 from stages.models.precision import device
 from stages.models.roles import Roles
 from stages.render import Renderer
@@ -43,7 +43,7 @@ class LearnedReward:
 
     def reads(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Whether this reward model was trained on what that tokenizer and its template make of a text."""
-        return self.tokenizer.chat_template == tokenizer.chat_template and same_tokenizer(self.tokenizer, tokenizer)
+        return same_reading(self.tokenizer, tokenizer)
 
     @cached_property
     def scorer(self) -> ScoreModel:

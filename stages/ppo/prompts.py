@@ -2,9 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from stages.base import InputError
+from stages.data import listed
+from stages.ppo.config import PPOConfig
+
+
+def require_short(
+    ids: Sequence[Sequence[int]], config: PPOConfig, path: Path, numbers: Sequence[int] | None = None
+) -> None:
+    """Raises InputError LEN02 for prompts over `max_prompt_tokens`; `numbers` are the prompts' rows in the file."""
+    numbers = numbers or range(1, len(ids) + 1)
+    long = [n for n, prompt in zip(numbers, ids, strict=True) if len(prompt) > config.max_prompt_tokens]
+    if long:
+        raise InputError(
+            "LEN02",
+            f"{path}: {len(long)} of {len(ids)} prompts are longer than ppo.max_prompt_tokens "
+            f"{config.max_prompt_tokens} (rows {listed(long)})",
+            fix=f"set ppo.max_prompt_tokens={max(map(len, ids))}, or shorten them",
+        )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from stages.models.roles import Roles
 from stages.quiet import quiet_libraries
 from stages.render import Rendered, Renderer
 from stages.reward_model.config import RewardModelConfig
+from stages.reward_model.pairs import Pair, render_pair, trainable
 from stages.reward_model.quality import mean_and_std, pair_accuracy
 from stages.reward_model.statistics import RewardStatistics, raw_scores
 
@@ -36,7 +37,6 @@ NAMES = {
 }
 SHOWN = ("reward_model/loss", "reward_model/accuracy", "reward_model/margin", "reward_model/eval_accuracy")
 PROBES = 8
-SIDES = ("chosen", "rejected")
 
 
 def run_reward_model(
@@ -59,8 +59,8 @@ def run_reward_model(
     source = source_of(config.path or sft or model.path)
     tokenizer = load_tokenizer(source, model.trust_remote_code and config.path in (None, model.path))
     renderer = Renderer(tokenizer)
-    train_pairs = _pairs(renderer, read_preferences(train), config, train)
-    eval_pairs = _pairs(renderer, read_preferences(eval), config, eval) if eval else []
+    train_pairs = _pairs(renderer, train, config)
+    eval_pairs = _pairs(renderer, eval, config) if eval else []
 
     torch.manual_seed(context.seed)
     roles = Roles(model, trunk.frozen_layers)
@@ -89,9 +89,9 @@ def run_reward_model(
     def score(rows: list[Rendered]) -> list[float]:
         return raw_scores(scorer, [r.ids for r in rows], tokenizer.pad_token_id, config.microbatch_size * 2)
 
-    shown = [renderer.demonstration(r) for r in demonstrations] or [p["chosen"] for p in eval_pairs or train_pairs]
+    shown = [renderer.demonstration(r) for r in demonstrations] or [p.chosen for p in eval_pairs or train_pairs]
     mean, std = mean_and_std(score(shown))
-    probes = [p[side] for p in (eval_pairs or train_pairs)[: PROBES // 2] for side in SIDES]
+    probes = [side for p in (eval_pairs or train_pairs)[: PROBES // 2] for side in (p.chosen, p.rejected)]
     RewardStatistics(mean, std, [r.ids for r in probes], score(probes)).save(final)
     headline = {
         "steps": trainer.state.global_step,
@@ -108,8 +108,8 @@ def run_reward_model(
     return StageResult(final, is_adapter(final), headline, counts)
 
 
-def _held_out(pairs: list[dict[str, Any]], score: Any) -> dict[str, float]:
-    chosen, rejected = [p["chosen"] for p in pairs], [p["rejected"] for p in pairs]
+def _held_out(pairs: list[Pair], score: Any) -> dict[str, float]:
+    chosen, rejected = [p.chosen for p in pairs], [p.rejected for p in pairs]
     accuracy = pair_accuracy(score(chosen), score(rejected))
     length = pair_accuracy([len(r.completion_ids) for r in chosen], [len(r.completion_ids) for r in rejected])
     print(
@@ -136,37 +136,20 @@ def _require_accuracy(config: RewardModelConfig, headline: dict[str, float]) -> 
         )
 
 
-def _pairs(
-    renderer: Renderer, rows: list[dict[str, Any]], config: RewardModelConfig, path: Path
-) -> list[dict[str, Any]]:
-    pairs = []
-    for row in rows:
-        pair = {side: renderer.pair(row["prompt"], row[side]) for side in SIDES}
-        if all(len(r.ids) <= config.max_length for r in pair.values()):
-            pairs.append(pair | ({"margin": float(row["margin"])} if "margin" in row else {}))
-    if len(pairs) < len(rows):
-        print(
-            f"{path}: {len(rows) - len(pairs)} of {len(rows)} pairs longer than {config.max_length} tokens dropped",
-            flush=True,
-        )
-    if not pairs:
-        raise InputError(
-            "DATA04",
-            f"{path}: no pair is within {config.max_length} tokens",
-            fix="raise reward_model.max_length",
-        )
+def _pairs(renderer: Renderer, path: Path, config: RewardModelConfig) -> list[Pair]:
+    """The pairs of a file that are trained on; the others are told."""
+    rows = read_preferences(path)
+    pairs, told = trainable([render_pair(renderer, row) for row in rows], config, path)
+    for line in told:
+        print(line, flush=True)
     return pairs
 
 
-def _dataset(pairs: list[dict[str, Any]]) -> Dataset:
+def _dataset(pairs: list[Pair]) -> Dataset:
     return Dataset.from_list(
         [
-            {
-                "chosen_ids": p["chosen"].ids,
-                "rejected_ids": p["rejected"].ids,
-                "length": max(len(p[s].ids) for s in SIDES),
-            }
-            | ({"margin": p["margin"]} if "margin" in p else {})
+            {"chosen_ids": p.chosen.ids, "rejected_ids": p.rejected.ids, "length": p.longest}
+            | ({} if p.margin is None else {"margin": p.margin})
             for p in pairs
         ]
     )

@@ -16,7 +16,7 @@ from stages.models.load import load_tokenizer, neutral_generation_config, source
 from stages.models.publish import is_adapter, publish
 from stages.models.roles import Roles
 from stages.quiet import quiet_libraries
-from stages.render import Renderer
+from stages.render import Renderer, rendered
 from stages.sft.config import SFTConfig
 from stages.sft.held_out import HeldOut
 from stages.sft.rows import dataset
@@ -50,7 +50,7 @@ def run_sft(
     tokenizer = load_tokenizer(source, model.trust_remote_code)
     renderer = Renderer(tokenizer)
     rows = read_sft_rows(train, config)
-    train_set = dataset([renderer.demonstration(r) for r in rows], config, train)
+    train_set = dataset(rendered(enumerate(rows, 1), renderer.demonstration, train), config, train)
     _tell_absent_labels(rows, config, train)
     held_out = HeldOut(config, model, renderer, eval, context)
 

@@ -1,0 +1,160 @@
+"""What each stage makes of a row, by the functions that the stage itself uses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pipeline.config import PipelineConfig
+from stages.ppo.config import PPOConfig
+from stages.ppo.prompts import require_short
+from stages.render import Rendered, Renderer, Row
+from stages.reward_model import pairs
+from stages.reward_model.config import RewardModelConfig
+from stages.reward_model.pairs import SIDES, Pair
+from stages.sft import targets
+from stages.sft.config import SFTConfig
+
+Kind = Literal["context", "target", "read", "cut"]
+"""Of a token: given, trained on, where the score is read, beyond the limit."""
+Fate = Literal["", "cut", "dropped"]
+
+
+@dataclass(frozen=True)
+class Marked:
+    """One sequence as the model gets it; `kinds` has one entry per id."""
+
+    title: str
+    ids: Sequence[int]
+    kinds: Sequence[Kind]
+
+
+class StageTexts(Protocol):
+    """One stage's way with its rows; T is what it makes of one."""
+
+    limit_key: str
+    limit: int
+
+    def render(self, row: Row) -> Any:
+        """The row as ids."""
+
+    def ids(self, item: Any) -> list[list[int]]:
+        """Its sequences, whole."""
+
+    def fate(self, item: Any) -> Fate:
+        """What the limit does to it."""
+
+    def targets(self, item: Any) -> int | None:
+        """Tokens that carry loss; None where loss is not per token."""
+
+    def judge(self, items: Sequence[Any], path: Path, numbers: Sequence[int]) -> list[str]:
+        """What is to be told of a file. Raises InputError as the stage would."""
+
+    def marked(self, item: Any) -> list[Marked]:
+        """Its sequences with the part of each token."""
+
+
+class SFTTexts:
+    """Demonstrations: the completion carries loss, what exceeds the limit is cut off."""
+
+    limit_key = "sft.max_length"
+
+    def __init__(self, config: SFTConfig, renderer: Renderer):
+        self._config, self.render, self.limit = config, renderer.demonstration, config.max_length
+
+    def ids(self, item: Rendered) -> list[list[int]]:
+        return [item.ids]
+
+    def fate(self, item: Rendered) -> Fate:
+        if not targets.has_target(item, self._config):
+            return "dropped"
+        return "cut" if len(item.ids) > self.limit else ""
+
+    def targets(self, item: Rendered) -> int:
+        return sum(self._loss(item)) if self.fate(item) != "dropped" else 0
+
+    def judge(self, items: Sequence[Rendered], path: Path, numbers: Sequence[int]) -> list[str]:
+        return targets.trainable(items, self._config, path, numbers)[1]
+
+    def marked(self, item: Rendered) -> list[Marked]:
+        kinds: list[Kind] = ["target" if loss else "context" for loss in self._loss(item)]
+        return [Marked("", item.ids, kinds + ["cut"] * (len(item.ids) - len(kinds)))]
+
+    def _loss(self, item: Rendered) -> list[bool]:
+        """Which of the tokens within the limit are predicted and scored; nothing predicts the first."""
+        labels = targets.columns(item, self._config)["labels"]
+        return [position > 0 and label != -100 for position, label in enumerate(labels)]
+
+
+class RewardModelTexts:
+    """Preferences: both sides are read at their last token; a pair that exceeds the limit is dropped."""
+
+    limit_key = "reward_model.max_length"
+
+    def __init__(self, config: RewardModelConfig, renderer: Renderer):
+        self._config, self._renderer, self.limit = config, renderer, config.max_length
+
+    def render(self, row: Row) -> Pair:
+        return pairs.render_pair(self._renderer, row)
+
+    def ids(self, item: Pair) -> list[list[int]]:
+        return [item.chosen.ids, item.rejected.ids]
+
+    def fate(self, item: Pair) -> Fate:
+        return "dropped" if item.equal or item.longest > self.limit else ""
+
+    def targets(self, item: Pair) -> None:
+        return None
+
+    def judge(self, items: Sequence[Pair], path: Path, numbers: Sequence[int]) -> list[str]:
+        return pairs.trainable(items, self._config, path, numbers)[1]
+
+    def marked(self, item: Pair) -> list[Marked]:
+        sides = zip(SIDES, self.ids(item), strict=True)
+        return [Marked(side, ids, [*["context"] * (len(ids) - 1), "read"]) for side, ids in sides]
+
+
+class PPOTexts:
+    """Prompts, sent whole; one that exceeds the limit stops the run."""
+
+    limit_key = "ppo.max_prompt_tokens"
+
+    def __init__(self, config: PPOConfig, renderer: Renderer):
+        self._config, self._renderer, self.limit = config, renderer, config.max_prompt_tokens
+
+    def render(self, row: Row) -> list[int]:
+        return self._renderer.prompt(row["prompt"])
+
+    def ids(self, item: list[int]) -> list[list[int]]:
+        return [item]
+
+    def fate(self, item: list[int]) -> Fate:
+        return ""
+
+    def targets(self, item: list[int]) -> None:
+        return None
+
+    def judge(self, items: Sequence[list[int]], path: Path, numbers: Sequence[int]) -> list[str]:
+        require_short(items, self._config, path, numbers)
+        return []
+
+    def marked(self, item: list[int]) -> list[Marked]:
+        return [Marked("", item, ["context"] * len(item))]
+
+
+ROLES = {"sft": "demonstrations", "reward_model": "preferences", "ppo": "prompts"}
+"""The data that each stage reads."""
+
+
+def texts_of(stage: str, config: PipelineConfig, renderer: Renderer) -> StageTexts:
+    """The way of a stage with its rows."""
+    if stage == "sft":
+        return SFTTexts(config.sft, renderer)
+    if stage == "reward_model":
+        return RewardModelTexts(config.reward_model, renderer)
+    return PPOTexts(config.ppo, renderer)
+
+
+def model_path(stage: str, config: PipelineConfig) -> str:
+    """The model whose tokenizer a stage uses; later stages inherit that of SFT, which is the base's."""
+    return (stage == "reward_model" and config.reward_model.path) or config.model.path
