@@ -3,7 +3,6 @@
 Only a config that names a PEFT type by itself makes this import torch, to ask that type's config class.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from pipeline.problems import missing_path
 from pipeline.rundir import RunDir
 from stages.base import InputError
 from stages.models.config import KEYS
+from stages.models.facts import facts_of
 
 
 def collected(check_it: Callable[[], None]) -> list[InputError]:
@@ -69,8 +69,7 @@ def method_errors(config: PipelineConfig) -> Iterator[InputError]:
 
 def length_errors(config: PipelineConfig) -> Iterator[InputError]:
     """LEN01: a stage whose longest sequence exceeds what the model can attend to."""
-    file = Path(config.model.path) / "config.json"
-    context = json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings") if file.is_file() else None
+    context = facts_of(config.model.path).context
     lengths = {
         "sft": ("max_length", config.sft.max_length),
         "reward_model": ("max_length", config.reward_model.max_length),

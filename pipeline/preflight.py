@@ -1,6 +1,6 @@
 """Everything that can be known wrong before a model is loaded. Imports no torch.
 
-Each kind of check has a module: environment, data_checks, model_checks, reward_checks, batch_plan.
+Each kind of check has a module: environment, data_checks, model_checks, reward_checks, batch_plan, texts.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from pipeline.model_checks import length_errors, method_errors, model_errors, pa
 from pipeline.model_files import unsafe_models
 from pipeline.problems import missing_path
 from pipeline.reward_checks import reward_errors
+from pipeline.texts.gate import Rows, check_texts
 from stages.base import InputError
 
 
@@ -39,7 +40,7 @@ def check(config: PipelineConfig) -> Preflight:
     found = Preflight()
     missing = unprepared(config)
     if missing:
-        found.notes.append(f"{config.prepare.script} will create {', '.join(missing)}")
+        found.notes.append(f"{config.prepare.script} will create {', '.join(missing)}; texts are checked after that")
         if not Path(config.prepare.script).is_file():
             found.errors.append(missing_path(config.prepare.script, "prepare.script"))
     data = read_data(config, deferred=bool(missing))
@@ -55,8 +56,18 @@ def check(config: PipelineConfig) -> Preflight:
     found.errors += parent_errors(config)
     found.errors += method_errors(config)
     found.errors += reward_errors(config)
+    if not unsafe and not missing:
+        _check_texts(config, data.rows, found)
     found.plan = batch_plan.plan(config, data.counts)
     return found
+
+
+def _check_texts(config: PipelineConfig, rows: Rows, found: Preflight) -> None:
+    texts = check_texts(config, rows)
+    found.errors += texts.errors
+    found.notes += texts.notes
+    for stage, summary in texts.summaries:
+        found.passed(stage, summary)
 
 
 def unprepared(config: PipelineConfig) -> list[str]:

@@ -1,6 +1,7 @@
 """Whether texts can be looked at yet, and the look itself. Imports no torch until there is a tokenizer to load."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,29 @@ _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.j
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def check_texts(config: PipelineConfig, rows: Rows) -> tuple[list[InputError], list[str]]:
-    """Mistakes and notes about texts as tokens; `rows` are those of `demonstrations.train` and so on.
+@dataclass
+class TextsFound:
+    """What a look at texts as tokens found."""
+
+    errors: list[InputError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    summaries: list[tuple[str, str]] = field(default_factory=list)
+    """Of each file without mistakes, the stage and its lengths."""
+
+
+def check_texts(config: PipelineConfig, rows: Rows) -> TextsFound:
+    """Look at the texts of `rows`, which are those of `demonstrations.train` and so on.
 
     Without a tokenizer on this machine there is a note and nothing else.
     """
-    if not rows:
-        return [], []
-    if not has_tokenizer(config.model.path):
-        return [], [f"no tokenizer of '{config.model.path}' on this machine yet, so texts are not checked as tokens"]
-    from pipeline.texts.checks import TextChecks  # torch and transformers
+    found = TextsFound()
+    if rows and has_tokenizer(config.model.path):
+        from pipeline.texts.checks import TextChecks  # torch and transformers
 
-    return TextChecks(config).of(rows)
+        TextChecks(config, found).look(rows)
+    elif rows:
+        found.notes.append(f"no tokenizer of '{config.model.path}' on this machine yet: texts not checked as tokens")
+    return found
 
 
 def has_tokenizer(model_path: str) -> bool:

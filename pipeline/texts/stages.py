@@ -17,7 +17,8 @@ from stages.sft.config import SFTConfig
 
 Kind = Literal["context", "target", "read", "cut"]
 """Of a token: given, trained on, where the score is read, beyond the limit."""
-Fate = Literal["", "cut", "dropped"]
+Fate = Literal["", "cut", "without target", "too long", "equal"]
+"""What becomes of a row: nothing, it is cut, or it is left out for one of these reasons."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class StageTexts(Protocol):
 
     limit_key: str
     limit: int
+    fates: tuple[Fate, ...]
+    """What can become of a row, beside being taken as it is."""
 
     def render(self, row: Row) -> Any:
         """The row as ids."""
@@ -42,13 +45,13 @@ class StageTexts(Protocol):
         """Its sequences, whole."""
 
     def fate(self, item: Any) -> Fate:
-        """What the limit does to it."""
+        """What becomes of it."""
 
     def targets(self, item: Any) -> int | None:
         """Tokens that carry loss; None where loss is not per token."""
 
-    def judge(self, items: Sequence[Any], path: Path, numbers: Sequence[int]) -> list[str]:
-        """What is to be told of a file. Raises InputError as the stage would."""
+    def judge(self, items: Sequence[Any], path: Path, numbers: Sequence[int]) -> None:
+        """Raises InputError as the stage would, for a file of these rows."""
 
     def marked(self, item: Any) -> list[Marked]:
         """Its sequences with the part of each token."""
@@ -58,6 +61,7 @@ class SFTTexts:
     """Demonstrations: the completion carries loss, what exceeds the limit is cut off."""
 
     limit_key = "sft.max_length"
+    fates: tuple[Fate, ...] = ("cut", "without target")
 
     def __init__(self, config: SFTConfig, renderer: Renderer):
         self._config, self.render, self.limit = config, renderer.demonstration, config.max_length
@@ -67,14 +71,14 @@ class SFTTexts:
 
     def fate(self, item: Rendered) -> Fate:
         if not targets.has_target(item, self._config):
-            return "dropped"
+            return "without target"
         return "cut" if len(item.ids) > self.limit else ""
 
     def targets(self, item: Rendered) -> int:
-        return sum(self._loss(item)) if self.fate(item) != "dropped" else 0
+        return sum(self._loss(item)) if targets.has_target(item, self._config) else 0
 
-    def judge(self, items: Sequence[Rendered], path: Path, numbers: Sequence[int]) -> list[str]:
-        return targets.trainable(items, self._config, path, numbers)[1]
+    def judge(self, items: Sequence[Rendered], path: Path, numbers: Sequence[int]) -> None:
+        targets.trainable(items, self._config, path, numbers)
 
     def marked(self, item: Rendered) -> list[Marked]:
         kinds: list[Kind] = ["target" if loss else "context" for loss in self._loss(item)]
@@ -90,6 +94,7 @@ class RewardModelTexts:
     """Preferences: both sides are read at their last token; a pair that exceeds the limit is dropped."""
 
     limit_key = "reward_model.max_length"
+    fates: tuple[Fate, ...] = ("too long", "equal")
 
     def __init__(self, config: RewardModelConfig, renderer: Renderer):
         self._config, self._renderer, self.limit = config, renderer, config.max_length
@@ -101,13 +106,15 @@ class RewardModelTexts:
         return [item.chosen.ids, item.rejected.ids]
 
     def fate(self, item: Pair) -> Fate:
-        return "dropped" if item.equal or item.longest > self.limit else ""
+        if item.equal:
+            return "equal"
+        return "too long" if item.longest > self.limit else ""
 
     def targets(self, item: Pair) -> None:
         return None
 
-    def judge(self, items: Sequence[Pair], path: Path, numbers: Sequence[int]) -> list[str]:
-        return pairs.trainable(items, self._config, path, numbers)[1]
+    def judge(self, items: Sequence[Pair], path: Path, numbers: Sequence[int]) -> None:
+        pairs.trainable(items, self._config, path, numbers)
 
     def marked(self, item: Pair) -> list[Marked]:
         sides = zip(SIDES, self.ids(item), strict=True)
@@ -118,6 +125,7 @@ class PPOTexts:
     """Prompts, sent whole; one that exceeds the limit stops the run."""
 
     limit_key = "ppo.max_prompt_tokens"
+    fates: tuple[Fate, ...] = ()
 
     def __init__(self, config: PPOConfig, renderer: Renderer):
         self._config, self._renderer, self.limit = config, renderer, config.max_prompt_tokens
@@ -134,9 +142,8 @@ class PPOTexts:
     def targets(self, item: list[int]) -> None:
         return None
 
-    def judge(self, items: Sequence[list[int]], path: Path, numbers: Sequence[int]) -> list[str]:
+    def judge(self, items: Sequence[list[int]], path: Path, numbers: Sequence[int]) -> None:
         require_short(items, self._config, path, numbers)
-        return []
 
     def marked(self, item: list[int]) -> list[Marked]:
         return [Marked("", item, ["context"] * len(item))]

@@ -1,10 +1,10 @@
 """A file of texts in numbers: lengths, what the limit does to them, how much of them is learned."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.texts.stages import StageTexts
+from pipeline.texts.stages import Fate, StageTexts
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Summary:
     longest: int
     limit: int
     limit_key: str
-    cut: int
-    dropped: int
+    fates: Mapping[Fate, int]
+    """Rows that are cut, and that are left out for each reason."""
     target_share: float | None
     """Fraction of the tokens trained on that carry loss; None where loss is not per token."""
 
@@ -32,8 +32,7 @@ class Summary:
             ("rows", rows),
             ("tokens", f"median {self.median}, 95 % within {self.high}, longest {self.longest}"),
             (self.limit_key, str(self.limit)),
-            ("cut", str(self.cut)),
-            ("dropped", str(self.dropped)),
+            *((fate, str(count)) for fate, count in self.fates.items()),
             *share,
         ]
 
@@ -45,7 +44,7 @@ def summarised(texts: StageTexts, items: Sequence[Any], rows: int) -> Summary:
     """The summary of a file of `rows` rows by those of them that were rendered; there is at least one."""
     lengths = sorted(max(map(len, texts.ids(item))) for item in items)
     fates = [texts.fate(item) for item in items]
-    kept = [item for item, fate in zip(items, fates, strict=True) if fate != "dropped"]
+    kept = [item for item, fate in zip(items, fates, strict=True) if fate in ("", "cut")]
     learned = [texts.targets(item) for item in kept]
     share = None
     if learned and None not in learned:
@@ -58,8 +57,7 @@ def summarised(texts: StageTexts, items: Sequence[Any], rows: int) -> Summary:
         longest=lengths[-1],
         limit=texts.limit,
         limit_key=texts.limit_key,
-        cut=fates.count("cut"),
-        dropped=fates.count("dropped"),
+        fates={fate: fates.count(fate) for fate in texts.fates},
         target_share=share,
     )
 

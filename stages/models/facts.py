@@ -21,7 +21,7 @@ class ModelFacts:
 
 
 def facts_of(path: str) -> ModelFacts:
-    """The sizes of a folder, a GGUF file, the base of an adapter, or a hub model whose config is on this machine.
+    """The sizes of a folder, a GGUF file, or the base of an adapter; nothing of a hub id.
 
     Raises ValueError when the file is damaged.
     """

@@ -7,7 +7,7 @@ import torch
 from tokenizers import processors
 
 from stages.base import InputError
-from stages.render import Rendered, Renderer, collate, without_target
+from stages.render import Rendered, Renderer, collate
 from tests.toy_models import BOS, EOS, PAD, bare_tokenizer, toy_tokenizer
 
 USER = {"role": "user", "content": "why?"}
@@ -137,11 +137,6 @@ def test_completions_are_decoded_up_to_the_stop_token(renderer: Renderer):
     ids = torch.tensor([[*renderer.completion("good"), PAD, 9], [*renderer.completion("a bad"), 9]])
     mask = torch.tensor([[True] * 5 + [False] * 2, [True] * 6 + [False]])
     assert renderer.decode(ids, mask) == ["good", "a bad"]
-
-
-def test_rows_whose_prompt_fills_the_length_have_no_target():
-    rows = [Rendered([5] * n, [6, EOS]) for n in (3, 4, 5, 1)]
-    assert without_target(rows, 4) == [1, 2]
 
 
 def test_collated_rows_are_aligned_at_the_start_of_the_completion():

@@ -214,8 +214,8 @@ def test_pairs_that_are_all_too_long_are_refused(tmp_path: Path):
     stage = Stage(tmp_path)
     with pytest.raises(InputError) as error:
         stage.run(max_length=10)
-    assert (
-        str(error.value) == f"[DATA04] {stage.train}: no pair is within 10 tokens; fix: raise reward_model.max_length"
+    assert str(error.value) == (
+        f"[DATA04] {stage.train}: no pair is within 10 tokens (the shortest has 20); fix: raise reward_model.max_length"
     )
 
 

@@ -202,8 +202,8 @@ def test_rows_without_a_target_are_refused_with_their_numbers(tmp_path: Path):
     with pytest.raises(InputError) as error:
         stage.run(max_length=9)
     assert str(error.value) == (
-        f"[DATA04] {stage.train}: 8 of 12 rows have no target token, their prompts are 9 tokens or longer "
-        "(rows [1, 2, 3]); fix: raise sft.max_length"
+        f"[DATA04] {stage.train}: 8 of 12 rows have no target token, their prompts have 9 tokens or more "
+        "(median 10; rows 1, 2, 3, 4, 9, ...); fix: raise sft.max_length; the longest row has 29 tokens"
     )
 
 
