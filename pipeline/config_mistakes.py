@@ -2,7 +2,7 @@
 
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ def find_mistakes(document: Document, source: Path) -> list[InputError]:
     unknown = list(_unknown_keys(shaped, PipelineConfig, ()))
     details = [d for d in _all_details(shaped, unknown) if d["loc"] not in dict(misshapen)]
     secrets = dict(secrets_in(document.values, redactor()))
+    document.places = _without_values(document, secrets)
     unknown = [path for path in unknown if path not in secrets and not _is_explained(path, details)]
-    mistakes = misshapen + _wrong_values(details, document, source)
+    mistakes = misshapen + [m for m in _wrong_values(details, document, source) if m[0] not in secrets]
     mistakes += [(path, _secret(path, why, document)) for path, why in secrets.items()]
     mistakes += [(path, _unknown_key(path, document)) for path in unknown]
     order = {path: i for i, path in enumerate(document.places)}
@@ -185,6 +186,13 @@ def _unknown_key(path: KeyPath, document: Document) -> InputError:
     meant = _meant(path)
     fix = f"did you mean '{meant}'?" if meant else "remove it; `rlhf schema` prints all keys"
     return InputError("CONF01", f"{_place(path, document)}: unknown key '{_dotted(path)}'", fix=fix)
+
+
+def _without_values(document: Document, secrets: Iterable[KeyPath]) -> dict[KeyPath, str]:
+    """The places with overrides that bring a secret shortened to their key."""
+    telling = {document.places.get(_placed(path, document), "") for path in secrets}
+    shown = {place: f"{place.partition('=')[0]}=...'" for place in telling if place.startswith("override ")}
+    return {path: shown.get(place, place) for path, place in document.places.items()}
 
 
 def _secret(path: KeyPath, why: str, document: Document) -> InputError:

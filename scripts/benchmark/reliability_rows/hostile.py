@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.benchmark import hostile_files, tiny_files
+from scripts.benchmark import unpickling as unpickling_events
 from scripts.benchmark.scoreboard import Figure, Row
 from stages.base import InputError
 
@@ -195,7 +196,27 @@ def _checkpoints(work: Path) -> Iterator[Trial]:
     yield Trial("sealed link out of the checkpoint", "SAFE03", canary, [], loaders)
 
 
+def unpickling(work: Path, quick: bool) -> Figure:
+    """The whole tiny chain with a kill and a resume in each training stage; quick: SFT alone."""
+    environment = unpickling_events.watched(work)
+    stages = unpickling_events.STAGES[:1] if quick else unpickling_events.STAGES
+    problem = unpickling_events.run_killed_chain(work, environment, stages, *(("--only", "sft") if quick else ()))
+    found, watched = unpickling_events.events(work), unpickling_events.processes(work)
+    unpickling_events.control(environment)
+    seen = len(unpickling_events.events(work)) - len(found)
+    told = (
+        f"{len(found)} events in {watched} processes, {len(stages)} stages killed and resumed; the control's 2: {seen}"
+    )
+    passed = problem is None and not found and seen == 2
+    return Figure(told, passed, {"events": found[:20], "problem": problem})
+
+
 ROWS: dict[str, Row] = {
+    "R34": Row(
+        "no class or function is unpickled by name, from SFT to the evaluation",
+        "0 `pickle.find_class` events outside four classes of DeepSpeed",
+        unpickling,
+    ),
     "R33": Row(
         "hostile models, adapters, configs, names and checkpoints are refused before a library opens them",
         "20/20 refused, canary untouched, <= 2 s each",
