@@ -198,7 +198,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("RUN02", f"{path}: not JSON ({error})", fix="delete the file and run again") from error
 
 
