@@ -64,7 +64,7 @@ def problem(text: str) -> str | None:
     for messages in (CONVERSATION, CONVERSATION[1:], CONVERSATION[1:2]):
         try:
             size = 0
-            for piece in template.generate(messages=messages, add_generation_prompt=True, tools=None, **tokens):
+            for piece in template.generate(messages=list(messages), add_generation_prompt=True, tools=None, **tokens):
                 size += len(piece)
                 if size > CHARACTERS:
                     return f"makes more than {CHARACTERS} characters of a conversation of 60"
