@@ -2,7 +2,7 @@
 
     python -m scripts.benchmark.plain_trainer FOLDER STEPS            # from the start, a checkpoint at every step
     python -m scripts.benchmark.plain_trainer FOLDER STEPS --resume   # from what get_last_checkpoint finds
-    ... --sealed                                                      # through this project's checkpoints instead
+    ... --sealed                                                      # with what this project's stages add to it
 
 It leaves outcome.json: where it went on from, the digest of its weights, its log.
 """
@@ -19,7 +19,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from pipeline.checkpoints import CheckpointManager
 from pipeline.hashing import files_of, sha256_file
 from stages.base import StageContext
-from stages.hf_trainer import SealedCheckpoints, checkpoint_to_resume
+from stages.exact_resume import ExactResume
+from stages.hf_trainer import SealedCheckpoints
 
 torch.set_num_threads(1)
 
@@ -74,8 +75,10 @@ def main() -> None:
     if options.sealed:
         store = CheckpointManager(options.folder / "checkpoints", options.keep)
         context = StageContext(options.folder, NoTracker(), store, 0)
-        training.add_callback(SealedCheckpoints(context))
-        last = checkpoint_to_resume(context) if options.resume else None
+        for callback in (SealedCheckpoints(context), ExactResume(training, 0)):
+            training.add_callback(callback)
+        found = store.latest() if options.resume else None
+        last = str(found[1]) if found else None
     training.train(resume_from_checkpoint=last)
     final = options.folder / "final"
     training.save_model(str(final))
