@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import batch_plan, preflight
-from pipeline.config import STAGES
-from pipeline.config_loading import config_schema, load_config
+from pipeline.config import STAGES, PipelineConfig
+from pipeline.config_loading import config_schema, read_config
 from pipeline.model_files import require_safe_folders
 from pipeline.policies import final_of, named_adapters
 from pipeline.problems import exit_code, raise_together
@@ -62,7 +62,7 @@ def run(
 ) -> None:
     """Run the chain: skip what is finished and unchanged, resume what was interrupted, report."""
     selection = Selection(first, only, tuple(force or ()))
-    raise typer.Exit(run_chain(load_config(config, overrides or ()), selection, sys.argv, console))
+    raise typer.Exit(run_chain(_valid(config, overrides), selection, sys.argv, console))
 
 
 @app.command()
@@ -81,14 +81,29 @@ def stage(
 
 @app.command()
 def check(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Validate config, data, reward functions and environment; print the batch plan. Loads no model."""
-    loaded = load_config(config, overrides or ())
+    """Look through config, data, models, reward functions and environment; print the batch plan. Loads no model."""
+    loaded = _valid(config, overrides)
     found = preflight.check(loaded)
+    for part, fine in found.fine.items():
+        for what in fine:
+            _say(f"[{part}] {what}")
     for note in found.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        _say(f"note: {note}")
     console.print(batch_plan.table(found.plan))
     raise_together(found.errors)
-    console.print(f"{config}: no mistakes found", highlight=False)
+    _say(f"{config}: no mistakes found")
+
+
+def _valid(config: Path, overrides: list[str] | None) -> PipelineConfig:
+    """The config. Raises InputError with all its mistakes, and with those of the files that it names."""
+    loaded = read_config(config, overrides or ())
+    if loaded.mistakes:
+        raise_together([*(error for _, error in loaded.mistakes), *preflight.check_beside(loaded)])
+    return loaded.valid()
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -60,6 +60,15 @@ class EvaluationConfig(Settings):
     """Completions generated at once."""
 
 
+class CheckConfig(Settings):
+    reward_seconds: float = Field(default=8.0, gt=0)
+    """Seconds in which a reward function has to score four samples before anything is loaded."""
+    max_shared_rows: float = Field(default=0.5, ge=0, le=1)
+    """Fraction of held-out rows that may also be training rows; fewer are told."""
+    max_conflicting_pairs: float = Field(default=0.1, ge=0, le=1)
+    """Fraction of preference pairs whose opposite another row may prefer; fewer are told."""
+
+
 class PrepareConfig(Settings):
     script: str
     """Python file run before the first stage when one of `creates` is missing."""
@@ -76,6 +85,7 @@ class PipelineConfig(Settings):
     model: ModelConfig
     trunk: TrunkConfig = TrunkConfig()
     prepare: PrepareConfig | None = None
+    check: CheckConfig = CheckConfig()
     data: DataConfig = DataConfig()
     sft: SFTConfig = SFTConfig()
     reward_model: RewardModelConfig = RewardModelConfig()

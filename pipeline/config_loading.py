@@ -1,12 +1,14 @@
 """From YAML and `key=value` overrides to a PipelineConfig, all mistakes in one report. Imports no torch."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import strict_yaml
 from pipeline.config import PipelineConfig
-from pipeline.config_mistakes import fill_empty_sections, find_mistakes
+from pipeline.config_mistakes import Mistake, fill_empty_sections, find_mistakes
+from pipeline.config_rest import rest_of
 from pipeline.problems import missing_path, raise_together
 from pipeline.strict_yaml import Document, KeyPath
 from reward.settings import Settings
@@ -14,27 +16,60 @@ from stages.base import InputError
 from stages.redaction import redactor
 
 
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A config file with its overrides, mistakes included."""
+
+    mistakes: list[Mistake]
+    """Where and what, in the order of the lines."""
+    rest: PipelineConfig | None
+    """The config without what is mistaken, so that its other parts can be looked at; None where that is nothing."""
+
+    def valid(self) -> PipelineConfig:
+        """The config. Raises InputError with all mistakes, if there are any."""
+        raise_together([error for _, error in self.mistakes])
+        return self.rest
+
+    def doubts(self, *keys: KeyPath) -> bool:
+        """Whether a mistake lies at, above or below one of these keys."""
+        paths = [path for path, _ in self.mistakes]
+        return any(path and path[: len(key)] == key[: len(path)] for path in paths for key in keys)
+
+
+_NOWHERE: KeyPath = ("",)
+"""The key of a mistake in the text, such as a repeated line, that is about no value."""
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     """Read a run's YAML, apply the overrides, validate.
 
     Raises:
         InputError: CONF01 unknown key, CONF02 wrong value, CONF03 not YAML, CONF04 duplicate key,
-            CONF05 malformed override, CONF06 missing key, CONF07 secret in a config, PATH01 no such file.
+            CONF05 malformed override, CONF06 missing key, CONF07 secret in a config, BATCH02 batches that do not
+            divide, PATH01 no such file.
     """
+    return read_config(path, overrides).valid()
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """The config with its mistakes. Raises InputError CONF03, PATH01 where there is no document to look at."""
     path = Path(path)
     if not path.is_file():
         raise missing_path(path, "config")
     document = strict_yaml.read(_text(path), path)
-    raise_together(document.errors)
+    if any(error.code == "CONF03" for error in document.errors):
+        raise_together(document.errors)
     document.values = {} if document.values is None else document.values
     if not isinstance(document.values, dict):
         raise InputError("CONF03", f"{path}: holds no `key: value` lines", fix="start with `run:` and `model:`")
     for override in overrides:
         _apply(override, document)
-    raise_together(document.errors)
     fill_empty_sections(document.values)
-    raise_together(find_mistakes(document, path))
-    return PipelineConfig.model_validate(document.values)
+    found = find_mistakes(document, path)
+    missing = [key for key, error in found if error.code == "CONF06"]
+    mistaken = [key for key, error in found if error.code != "CONF06"]
+    unread = [(_NOWHERE, error) for error in document.errors]
+    return LoadedConfig([*unread, *found], rest_of(document.values, mistaken, missing))
 
 
 def dump_config(config: PipelineConfig) -> str:

@@ -1,5 +1,6 @@
 """What is wrong with a config: each mistake, its place, what was found and expected. Imports no torch."""
 
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.config import PipelineConfig
+from pipeline.config_rest import without
 from pipeline.config_secrets import secrets_in
 from pipeline.problems import nearest
 from pipeline.strict_yaml import Document, KeyPath
@@ -40,10 +42,10 @@ def fill_empty_sections(values: dict[str, Any], model: type[Settings] = Pipeline
             fill_empty_sections(values[name], kind)
 
 
-def find_mistakes(document: Document, source: Path) -> list[InputError]:
-    """All mistakes of a config document, in the order of its lines."""
+def find_mistakes(document: Document, source: Path) -> list[Mistake]:
+    """All mistakes of a config document with the keys they are about, in the order of its lines."""
     misshapen = list(_misshapen_sections(document, PipelineConfig, ()))
-    shaped = _without(document.values, [path for path, _ in misshapen])
+    shaped = without(document.values, [path for path, _ in misshapen])
     unknown = list(_unknown_keys(shaped, PipelineConfig, ()))
     details = [d for d in _all_details(shaped, unknown) if d["loc"] not in dict(misshapen)]
     secrets = dict(secrets_in(document.values, redactor()))
@@ -54,7 +56,7 @@ def find_mistakes(document: Document, source: Path) -> list[InputError]:
     mistakes += [(path, _unknown_key(path, document)) for path in unknown]
     order = {path: i for i, path in enumerate(document.places)}
     mistakes.sort(key=lambda mistake: order.get(_placed(mistake[0], document), -1))
-    return [error for _, error in mistakes]
+    return mistakes
 
 
 def _sections(model: type[Settings]) -> Iterator[tuple[str, type[Settings], bool]]:
@@ -102,21 +104,12 @@ def _at(values: Any, path: KeyPath) -> Any:
     return values
 
 
-def _without(values: Any, removed: Sequence[KeyPath], path: KeyPath = ()) -> Any:
-    if isinstance(values, dict):
-        kept = {k: v for k, v in values.items() if (*path, k) not in removed}
-        return {k: _without(v, removed, (*path, k)) for k, v in kept.items()}
-    if isinstance(values, list):
-        return [_without(v, removed, (*path, i)) for i, v in enumerate(values)]
-    return values
-
-
 def _all_details(values: dict[str, Any], unknown: Sequence[KeyPath]) -> list[ErrorDetails]:
     """Pydantic's findings; a second look without the unknown keys finds what those had hidden."""
     details = _details(values)
     seen = {(d["loc"], d["msg"]) for d in details}
     if unknown:
-        details += [d for d in _details(_without(values, unknown)) if (d["loc"], d["msg"]) not in seen]
+        details += [d for d in _details(without(values, unknown)) if (d["loc"], d["msg"]) not in seen]
     return [d for d in details if d["type"] != "extra_forbidden"]
 
 
@@ -158,6 +151,9 @@ def _existing(loc: KeyPath, values: Any) -> KeyPath:
 
 def _rendered(path: KeyPath, group: Sequence[ErrorDetails], document: Document, source: Path) -> InputError:
     first = group[0]
+    if re.fullmatch(r"[A-Z]+[0-9]{2}", first["type"]):  # a validator that gives its code, key and fix
+        key = (*path, first["ctx"]["key"])
+        return InputError(first["type"], f"{_place(key, document, source)}: {first['msg']}", fix=first["ctx"]["fix"])
     if first["type"] == "missing":
         problem = f"{_place(path[:-1], document, source)}: key '{_dotted(path)}' is missing"
         return InputError("CONF06", problem, fix=f"add '{_dotted(path)}'; `rlhf schema` describes it")

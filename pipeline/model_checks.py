@@ -8,7 +8,9 @@ from pathlib import Path
 
 from pipeline.config import STAGES, PipelineConfig
 from pipeline.environment import four_bit_errors
+from pipeline.findings import Findings
 from pipeline.lineage import enabled_steps
+from pipeline.model_files import unsafe_models
 from pipeline.parents import check_policy, check_reward_path, is_local, needs_reward_model
 from pipeline.problems import missing_path
 from pipeline.rundir import RunDir
@@ -26,8 +28,20 @@ def collected(check_it: Callable[[], None]) -> list[InputError]:
     return []
 
 
-def model_errors(config: PipelineConfig, deferred: bool) -> Iterator[InputError]:
-    """PATH01, STAGE01, STAGE02: the base model and the reward models that terms name; `deferred` may still be made."""
+def check_models(config: PipelineConfig, deferred: bool, found: Findings) -> bool:
+    """The base model and the models that reward terms name; whether their folders may be opened.
+
+    PATH01, STAGE01, STAGE02, SAFE01 to SAFE05. A `deferred` model may still be made by the prepare script.
+    """
+    unsafe = unsafe_models(config)
+    errors = unsafe or list(_model_errors(config, deferred))  # nothing in unsafe folders is opened
+    found.errors += errors
+    if not errors:
+        found.passed("model", f"{config.model.path} is no reward model and runs no code")
+    return not unsafe
+
+
+def _model_errors(config: PipelineConfig, deferred: bool) -> Iterator[InputError]:
     yield from collected(lambda: _check_base(config.model.path, "model.path", deferred))
     if config.reward_model.enabled and config.reward_model.path:
         yield from collected(lambda: _check_base(config.reward_model.path, "reward_model.path", deferred))

@@ -3,71 +3,91 @@
 Each kind of check has a module: environment, data_checks, model_checks, reward_checks, batch_plan, texts.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import batch_plan
-from pipeline.batch_plan import StagePlan
 from pipeline.config import PipelineConfig
-from pipeline.data_checks import read_data
-from pipeline.environment import environment_errors, wandb_errors
-from pipeline.model_checks import length_errors, method_errors, model_errors, parent_errors
-from pipeline.model_files import unsafe_models
+from pipeline.config_loading import LoadedConfig
+from pipeline.data_checks import check_data, check_sizes, counts, data_files, read_data
+from pipeline.environment import environment_errors, versions_line, wandb_errors, wandb_note
+from pipeline.findings import Findings
+from pipeline.model_checks import check_models, length_errors, method_errors, parent_errors
 from pipeline.problems import missing_path
-from pipeline.reward_checks import reward_errors
+from pipeline.reward_checks import check_rewards
 from pipeline.texts.gate import Rows, check_texts
 from stages.base import InputError
 
 
-@dataclass
-class Preflight:
-    """What a look at config, files and environment found."""
-
-    errors: list[InputError] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """What a person should know and nothing is refused for."""
-    fine: dict[str, list[str]] = field(default_factory=dict)
-    """What was looked at and found in order, by stage."""
-    plan: list[StagePlan] = field(default_factory=list)
-
-    def passed(self, part: str, what: str) -> None:
-        """Note that something of a stage, or of `environment`, is in order."""
-        self.fine.setdefault(part, []).append(what)
-
-
-def check(config: PipelineConfig) -> Preflight:
+def check(config: PipelineConfig) -> Findings:
     """Validate packages, files, rows, batches, parents and reward functions; all mistakes together."""
-    found = Preflight()
+    found = Findings()
     missing = unprepared(config)
     if missing:
         found.notes.append(f"{config.prepare.script} will create {', '.join(missing)}; texts are checked after that")
         if not Path(config.prepare.script).is_file():
             found.errors.append(missing_path(config.prepare.script, "prepare.script"))
-    data = read_data(config, deferred=bool(missing))
-    found.errors += environment_errors()
-    found.errors += wandb_errors(config)
-    found.errors += data.errors
-    found.errors += batch_plan.batch_errors(config, data.counts)
-    unsafe = unsafe_models(config)
-    found.errors += unsafe
-    if not unsafe:  # else nothing in those folders is opened
-        found.errors += model_errors(config, deferred=bool(missing))
+    check_environment(config, found)
+    files = data_files(config, found)
+    rows = read_data(config, files, bool(missing), found)
+    check_data(files, rows, config.check, found)
+    check_sizes(config, rows, found)
+    found.errors += batch_plan.batch_errors(config, counts(rows))
+    safe = check_models(config, bool(missing), found)
+    if safe:
         found.errors += length_errors(config)
     found.errors += parent_errors(config)
     found.errors += method_errors(config)
-    found.errors += reward_errors(config)
-    if not unsafe and not missing:
-        _check_texts(config, data.rows, found)
-    found.plan = batch_plan.plan(config, data.counts)
+    check_rewards(config, rows, found)
+    if safe and not missing:
+        _check_texts(config, rows, found)
+    found.plan = batch_plan.plan(config, counts(rows))
     return found
 
 
-def _check_texts(config: PipelineConfig, rows: Rows, found: Preflight) -> None:
+def _check_texts(config: PipelineConfig, rows: Rows, found: Findings) -> None:
     texts = check_texts(config, rows)
     found.errors += texts.errors
     found.notes += texts.notes
     for stage, summary in texts.summaries:
         found.passed(stage, summary)
+
+
+def check_environment(config: PipelineConfig, found: Findings) -> None:
+    """Packages and W&B."""
+    errors = [*environment_errors(), *wandb_errors(config)]
+    found.errors += errors
+    if not errors:
+        found.passed("environment", versions_line())
+        found.passed("environment", wandb_note(config))
+
+
+def check_beside(loaded: LoadedConfig) -> list[InputError]:
+    """What is wrong with the files that a config names, and with the environment, when the config itself has mistakes.
+
+    Sections with a mistake are left out, and so is whatever follows from numbers of the config.
+    """
+    config, found = loaded.rest, Findings()
+    if config is None:
+        return []
+    check_environment(config, found)
+    missing = unprepared(config)
+    named = data_files(config, Findings())  # a stage without data may be due to a mistake that is told already
+    files = {role: path for role, path in named.items() if not loaded.doubts(*_DECISIVE[role.partition(".")[0]])}
+    rows = read_data(config, files, bool(missing), found)
+    check_data(files, rows, config.check, found)
+    if not loaded.doubts(("model",), ("reward",), ("reward_model", "path")):
+        check_models(config, bool(missing), found)
+    if not loaded.doubts(("reward",), ("evaluation",), ("check",)):
+        check_rewards(config, rows, found)
+    return found.errors
+
+
+_DECISIVE = {
+    "demonstrations": (("data", "demonstrations"), ("sft", "classification")),
+    "preferences": (("data", "preferences"),),
+    "prompts": (("data", "prompts"),),
+}
+"""Keys that decide how the rows of a file are read."""
 
 
 def unprepared(config: PipelineConfig) -> list[str]:

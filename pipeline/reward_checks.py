@@ -1,30 +1,82 @@
-"""The reward's functions and the judge, tried before any model is loaded. Imports no torch."""
+"""The reward's functions and the judge, called on a few real prompts before any model is loaded. Imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pipeline.config import PipelineConfig
-from pipeline.model_checks import collected
-from reward.base import RewardError, resolve
+from pipeline.data_checks import Rows
+from pipeline.findings import Findings
+from reward.base import RewardError
+from reward.dry_run import Trial, try_all
 from stages.base import InputError
+from stages.data import Row
+
+SAMPLES = 4
 
 
-def reward_errors(config: PipelineConfig) -> Iterator[InputError]:
-    """CONF09: a judge that is a reward term. REW04: a function that cannot be found or takes other arguments."""
-    functions = [term.function for term in config.reward if term.function]
+def check_rewards(config: PipelineConfig, rows: Rows, found: Findings) -> None:
+    """CONF09: a judge that is a reward term. REW01 to REW05: a function that breaks its contract, see reward.contract.
+
+    Every function runs on rows spread over the prompt data, all columns included, with completions from the other data;
+    the last completion is empty, as a policy's may be.
+    """
     judge = config.evaluation.judge
-    if judge in functions:
+    if judge and judge in [term.function for term in config.reward]:
         problem = f"evaluation.judge {judge} is also a reward term, so it would judge what was trained on it"
-        yield InputError("CONF09", problem, fix="use a function that training has not seen")
-    for spec in dict.fromkeys([*functions, *([judge] if judge else [])]):
-        yield from collected(lambda spec=spec: _resolve(spec))
+        found.errors.append(InputError("CONF09", problem, fix="use a function that training has not seen"))
+    trials = list(_trials(config, rows))
+    told: set[str] = set()
+    for (part, trial), outcome in zip(
+        trials, try_all([trial for _, trial in trials], config.check.reward_seconds), strict=True
+    ):
+        if isinstance(outcome, RewardError):
+            if str(outcome) not in told:  # a function that is a term twice, or scores both files
+                found.errors.append(InputError(outcome.code, outcome.problem, outcome.fix))
+            told.add(str(outcome))
+        elif outcome:
+            scores = ", ".join(f"{score:.3g}" for score in outcome)
+            found.passed(part, f"{trial.spec} on {len(outcome)} samples: {scores}")
+        else:
+            found.passed(part, f"{trial.spec} is a function of prompts and completions; no samples to try it on")
 
 
-def _resolve(spec: str) -> None:
-    try:
-        resolve(spec)
-    except RewardError as error:
-        problem, _, fix = str(error).removeprefix(f"[{error.code}] ").rpartition("; fix: ")
-        raise InputError(error.code, problem, fix=fix) from error
-    except Exception as error:  # importing a user's file can fail in any way
-        problem = f"reward function '{spec}' cannot be imported ({type(error).__name__}: {error})"
-        raise InputError("REW04", problem, fix="correct that file") from error
+def _trials(config: PipelineConfig, rows: Rows) -> Iterator[tuple[str, Trial]]:
+    """Part of the chain and trial: each function on the files that it will score."""
+    answers = _answers(rows)
+    train, held_out = rows.get("prompts.train", []), rows.get("prompts.eval", [])
+    for term in config.reward if config.ppo.enabled else ():
+        if term.function:
+            limits = {"arguments": term.arguments, "limit": term.limit}
+            yield "ppo", _trial(term.function, train, answers, **limits)
+            if held_out and train and held_out[0].keys() != train[0].keys():
+                yield "ppo", _trial(term.function, held_out, answers, **limits)
+    if config.evaluation.judge:
+        yield "evaluation", _trial(config.evaluation.judge, held_out or train, answers)
+
+
+def _trial(spec: str, rows: Sequence[Row], answers: Sequence[str], **settings: Any) -> Trial:
+    chosen = _spread(rows)
+    columns = {name: [row[name] for row in chosen] for name in (chosen[0] if chosen else ()) if name != "prompt"}
+    completions = [*_spread(answers)[: len(chosen) - 1], ""] if chosen else []
+    return Trial(spec, [row["prompt"] for row in chosen], completions, columns, **settings)
+
+
+def _spread(items: Sequence[Any]) -> list[Any]:
+    """As many as are tried, evenly over the whole; repeated where there are fewer."""
+    return [items[i * len(items) // SAMPLES] for i in range(SAMPLES)] if items else []
+
+
+def _answers(rows: Rows) -> list[str]:
+    """Texts that a policy might write: those it is trained on, or prompts where there are no others."""
+    for role in ("demonstrations.train", "demonstrations.eval", "preferences.train", "prompts.train"):
+        texts = [text for row in rows.get(role, []) if (text := _answer(row))]
+        if texts:
+            return texts
+    return ["Yes."]
+
+
+def _answer(row: Row) -> str:
+    if "messages" in row:
+        return row["messages"][-1]["content"]
+    text = row.get("completion") or row.get("chosen") or row.get("text") or row["prompt"]
+    return text if isinstance(text, str) else text[-1]["content"]

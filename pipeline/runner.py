@@ -62,13 +62,17 @@ def run_chain(config: PipelineConfig, selection: Selection, command: Sequence[st
         InputError: the config, data or parents do not fit.
     """
     steps = selection.steps(config)
-    raise_together(preflight.environment_errors())
     run = RunDir.create(config, command)
     with run.locked(), Relay().installed() as relay:
+        if preflight.unprepared(config):  # what is wrong already is told before a script takes its time
+            raise_together(preflight.check(config).errors)
         code = _prepare(config, run, console, relay)
         if code:
             return code
-        raise_together(preflight.check(config).errors)
+        found = preflight.check(config)
+        for note in found.notes:
+            _say(console, f"note: {note}")
+        raise_together(found.errors)
         for step in steps:
             code = _run_step(run, config, step, selection.forces(step), console, relay)
             if code:

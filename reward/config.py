@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from reward.contract import LIMIT
 from reward.settings import Settings
 
 
@@ -14,6 +15,8 @@ class RewardTerm(Settings):
     """`package.module:name` or `path/to/file.py:name`; (prompts, completions, **columns) -> list[float]."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments passed to the function on every call."""
+    limit: float = Field(default=LIMIT, gt=0, le=1e30)
+    """Largest magnitude of a function's score (score units); a larger one is taken for a mistake and stops the run."""
     standardise: bool = False
     """Divide the model's centred scores by their standard deviation on demonstrations; rescales kl_coef."""
     weight: float = 1.0

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reward.base import RewardFunction, called, checked
+from reward.base import RewardFunction
+from reward.contract import LIMIT, scores_of
 from reward.learned import ModelTerm, RereadModelTerm
 
 
@@ -28,10 +29,14 @@ class FunctionTerm:
     weight: float
     function: RewardFunction
     arguments: Mapping[str, Any]
+    limit: float = LIMIT
+    """Largest magnitude of a score."""
 
     def __call__(self, texts: Texts, read: Callable[[Any], Tensor]) -> Tensor:
-        scores = called(self.name, self.function, texts.prompts, texts.completions, **texts.columns, **self.arguments)
-        return torch.tensor(checked(self.name, scores, texts.prompts, texts.completions), dtype=torch.float32)
+        """Scores float32 [B]. Raises RewardError REW01 to REW04, see reward.contract."""
+        named = {**texts.columns, **self.arguments}
+        scores = scores_of(self.name, self.function, texts.prompts, texts.completions, named, self.limit)
+        return torch.tensor(scores, dtype=torch.float32)
 
 
 class RewardMixture:

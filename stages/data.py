@@ -6,6 +6,7 @@ Each reader reports all mistakes of its file in one InputError, before any model
 import difflib
 import json
 import math
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ MAX_EQUAL_PAIRS = 0.05
 """Fraction of pairs with chosen == rejected above which something upstream is broken."""
 SHOWN = 5
 """Row numbers listed per mistake."""
+REMOVED = 20
+"""Rows that a command is given for to remove them."""
 
 
 class Mistakes:
@@ -28,9 +31,12 @@ class Mistakes:
     def __init__(self, path: Path):
         self._path = path
         self._found: list[tuple[str, str, str]] = []
+        self._unusable: set[int] = set()
 
-    def add(self, code: str, problem: str, fix: str) -> None:
+    def add(self, code: str, problem: str, fix: str, unusable: Iterable[int] = ()) -> None:
+        """Note a mistake; `unusable` are the rows without which it would be none."""
         self._found.append((code, f"{self._path} {problem}", fix))
+        self._unusable.update(unusable)
 
     def raise_if_any(self) -> None:
         """Raises one InputError with a line per mistake; its code is that of the first."""
@@ -38,7 +44,14 @@ class Mistakes:
             return
         (code, problem, fix), *rest = self._found
         others = [str(InputError(*mistake)) for mistake in rest]
-        raise InputError(code, problem, fix="\n".join([fix, *others]))
+        raise InputError(code, problem, fix="\n".join([fix, *others]) + self._removal())
+
+    def _removal(self) -> str:
+        """The command that removes all unusable rows at once and keeps a copy, where they are few."""
+        if not 0 < len(self._unusable) <= REMOVED:
+            return ""
+        rows = ";".join(f"{number}d" for number in sorted(self._unusable))
+        return f" (all unusable rows at once: sed -i.bak '{rows}' {shlex.quote(str(self._path))})"
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -53,11 +66,11 @@ def read_rows(path: Path) -> list[Row]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             problem = f"line {number}: not JSON ({error.msg}, column {error.colno})"
-            mistakes.add("DATA03", problem, "write one JSON object per line")
+            mistakes.add("DATA03", problem, "write one JSON object per line", [number])
             continue
         if not isinstance(row, dict):
             problem = f"line {number}: a JSON {kind(row)}, expected an object"
-            mistakes.add("DATA03", problem, 'write {"column": value, ...} on each line')
+            mistakes.add("DATA03", problem, 'write {"column": value, ...} on each line', [number])
             continue
         rows.append(row)
     mistakes.raise_if_any()
@@ -85,7 +98,17 @@ def read_demonstrations(path: Path) -> list[Row]:
 
 
 def read_preferences(path: Path) -> list[Row]:
-    """Rows with `prompt, chosen, rejected` and, in all or none, `margin`; drops equal pairs, aloud.
+    """The pairs of read_pairs without those whose two sides are equal, which are counted aloud."""
+    pairs = read_pairs(path)
+    kept = without_equal_pairs(pairs)
+    if len(kept) < len(pairs):
+        dropped = len(pairs) - len(kept)
+        print(f"{path}: dropped {dropped} of {len(pairs)} pairs whose two sides are equal", flush=True)
+    return kept
+
+
+def read_pairs(path: Path) -> list[Row]:
+    """Rows with `prompt, chosen, rejected` and, in all or none, `margin`; row n is line n.
 
     Raises InputError DATA01, DATA02, DATA05 (too many equal pairs), and those of read_rows.
     """
@@ -99,8 +122,11 @@ def read_preferences(path: Path) -> list[Row]:
         problem = f"'chosen' equals 'rejected' in {len(equal)} of {len(rows)} rows ({listed(equal)})"
         mistakes.add("DATA05", problem, "check what wrote the file, then remove those rows")
     mistakes.raise_if_any()
-    if equal:
-        print(f"{path}: dropped {len(equal)} of {len(rows)} pairs whose two sides are equal", flush=True)
+    return rows
+
+
+def without_equal_pairs(rows: Sequence[Row]) -> list[Row]:
+    """The rows that are no pairs, or pairs whose sides differ."""
     return [row for row in rows if not _is_equal_pair(row)]
 
 
@@ -141,7 +167,8 @@ def check_columns(rows: Sequence[Row], checks: dict[str, Check], mistakes: Mista
             if problem:
                 wrong.setdefault(problem, []).append(number)
         for problem, numbers in wrong.items():
-            mistakes.add("DATA02", f"{place(numbers)}: '{column}' {problem}{such(numbers)}", "correct or remove them")
+            told = f"{place(numbers)}: '{column}' {problem}{such(numbers)}"
+            mistakes.add("DATA02", told, "correct or remove them", numbers)
 
 
 def _add_missing(column: str, known: Iterable[str], missing: Sequence[int], row: Row, mistakes: Mistakes) -> None:

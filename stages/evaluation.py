@@ -5,8 +5,9 @@ from typing import Protocol
 
 import torch
 
-from reward.base import checked, resolve
+from reward.base import resolve
 from reward.config import RewardTerm
+from reward.contract import scores_of
 from stages.base import StageContext
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.load import source_of
@@ -85,8 +86,7 @@ def _judged(judge: str | None, completions: Completions) -> list[float]:
     if judge is None:
         return []
     texts = completions.texts
-    verdicts = resolve(judge)(prompts=texts.prompts, completions=texts.completions, **texts.columns)
-    return checked(judge, verdicts, texts.prompts, texts.completions)
+    return scores_of(judge, resolve(judge), texts.prompts, texts.completions, texts.columns)
 
 
 def _estimates(completions: Completions, judged: list[float]) -> dict[str, Estimate]:

@@ -141,7 +141,7 @@ class PPOBuilder:
         parts = [
             self._learned(t).as_term(self.tokenizer)
             if t.model
-            else FunctionTerm(t.name, t.weight, resolve(t.function), t.arguments)
+            else FunctionTerm(t.name, t.weight, resolve(t.function), t.arguments, t.limit)
             for t in self.terms
         ]
         return RewardMixture(parts), [p.model for p in parts if isinstance(p, ModelTerm)]

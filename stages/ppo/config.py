@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from reward.settings import Settings
 from stages.models.config import TuningConfig
@@ -135,8 +136,10 @@ class PPOConfig(Settings):
     def _require_multiple(self, whole: str, part: str) -> None:
         n, d = getattr(self, whole), getattr(self, part)
         if n % d:
-            down, up = max(n // d, 1) * d, (n // d + 1) * d
-            raise ValueError(f"{whole} {n} is not a multiple of {part} {d}; nearest: {down} or {up}")
+            sizes = dict.fromkeys([max(n // d, 1) * d, (n // d + 1) * d])
+            fix = " or ".join(f"ppo.{whole}={size}" for size in sizes)
+            problem = f"ppo.{whole} {n} is not a multiple of ppo.{part} {d}"
+            raise PydanticCustomError("BATCH02", problem, {"key": whole, "fix": fix})
 
     @property
     def optimizer_steps(self) -> int:

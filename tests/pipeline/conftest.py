@@ -14,7 +14,7 @@ model: {path: base}
 data:
   demonstrations: {train: demonstrations.jsonl}
   preferences: {train: preferences.jsonl}
-  prompts: {train: prompts.jsonl, eval: prompts.jsonl}
+  prompts: {train: prompts.jsonl, eval: prompts.eval.jsonl}
 sft: {batch_size: 2, microbatch_size: 1, max_length: 8}
 reward_model: {batch_size: 2, microbatch_size: 2, max_length: 8}
 ppo: {steps: 3, rollout_batch_size: 4, minibatch_size: 2, microbatch_size: 1, max_prompt_tokens: 4, max_new_tokens: 4}
@@ -35,6 +35,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("base/config.json").write_text('{"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64}')
     for name, row in ROWS.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(4)))
+    Path("prompts.eval.jsonl").write_text(json.dumps({"prompt": "the book"}) + "\n")
     return tmp_path
 
 

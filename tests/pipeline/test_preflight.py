@@ -107,7 +107,7 @@ def test_files_that_will_be_prepared_are_not_missed():
         file.write("prepare: {script: rewards.py, creates: [later.jsonl]}\n")
     found = check(load_config("config.yaml", ["data.prompts={train: later.jsonl}", "model.path=later.gguf"]))
     assert found.errors == []
-    assert found.notes == ["rewards.py will create later.jsonl; texts are checked after that"]
+    assert found.notes[0] == "rewards.py will create later.jsonl; texts are checked after that"
 
 
 def test_checking_imports_no_torch():

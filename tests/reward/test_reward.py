@@ -1,15 +1,18 @@
 """Finding reward functions, checking what they return, and adding terms up."""
 
 import json
+import sys
 import textwrap
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from reward.base import RewardError, checked, resolve
+from reward.base import RewardError, resolve
 from reward.config import RewardTerm
+from reward.contract import checked, scores_of
 from reward.learned import ModelTerm
 from reward.mixture import FunctionTerm, RewardMixture, Texts
 
@@ -111,30 +114,97 @@ def test_a_function_with_another_signature_is_refused(signature: str, shown: str
 
 
 def test_numbers_of_every_kind_are_scores():
-    scores = [1, 2.5, np.float32(0.5), torch.tensor(-1.0)]
-    assert checked("f", scores, ["p"] * 4, ["c"] * 4) == [1.0, 2.5, 0.5, -1.0]
+    scores = [1, 2.5, np.float32(0.5), torch.tensor(-1.0), Fraction(1, 4)]
+    assert checked("f", scores, ["p"] * 5, ["c"] * 5) == [1.0, 2.5, 0.5, -1.0, 0.25]
     assert checked("f", np.array([1.0, 2.0]), ["p"] * 2, ["c"] * 2) == [1.0, 2.0]
-    assert checked("f", torch.tensor([1.0, 0.0]), ["p"] * 2, ["c"] * 2) == [1.0, 0.0]
+    assert checked("f", torch.tensor([1.0, 0.0], dtype=torch.bfloat16), ["p"] * 2, ["c"] * 2) == [1.0, 0.0]
+    assert checked("f", torch.ones(2, requires_grad=True), ["p"] * 2, ["c"] * 2) == [1.0, 1.0]
 
 
 def test_a_wrong_count_is_told():
     assert message(checked, "f", [1.0], ["p", "q"], ["c", "d"]) == (
-        "[REW01] f returned 1 values for 2 completions; fix: return one float per completion"
+        "[REW01] f returned 1 values for 2 completions; fix: return a list with one float per completion"
     )
 
 
-@pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf"), None, "good", True, [1.0]])
-def test_a_score_that_is_no_finite_number_names_its_sample(score):
+@pytest.mark.parametrize(
+    ("score", "wrong"),
+    [
+        (float("nan"), "expected a finite number"),
+        (float("inf"), "expected a finite number"),
+        (None, "expected a number, found NoneType"),
+        ("good", "expected a number, found str"),
+        (True, "expected a number, found bool"),
+        ([1.0], "expected a number, found list"),
+        (np.array([1.0]), "expected a number, found ndarray"),
+        (1j, "expected a number, found complex"),
+        (-1.5e6, "its magnitude is above the limit 1e+06"),
+    ],
+)
+def test_a_score_that_is_no_finite_number_names_its_sample(score, wrong):
     prompts, completions = ["first", "second prompt " + "x" * 50], ["c", "d" * 60]
-    shown = f"prompt 'second prompt {'x' * 26}', completion '{'d' * 40}'"
+    shown = f"sample 1 (prompt 'second prompt {'x' * 26}', completion '{'d' * 40}')"
     assert message(checked, "f", [1.0, score], prompts, completions) == (
-        f"[REW02] f gave {score!r} for sample 1 ({shown}); fix: return a finite float for every completion"
+        f"[REW02] f gave {score!r} for {shown}; {wrong}; fix: return a finite float for every completion"
     )
 
 
-@pytest.mark.parametrize("returned", [None, 1.0])
-def test_a_function_that_returns_no_list_is_told_so(returned):
-    assert message(checked, "f", returned, ["p"], ["c"]).startswith("[REW01] f returned ")
+def test_truth_values_of_arrays_are_no_scores():
+    for returned in (np.array([True]), torch.tensor([True]), [np.True_], [torch.tensor(True)]):
+        assert message(checked, "f", returned, ["p"], ["c"]).startswith("[REW02] f gave True for sample 0 (")
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (None, "None (NoneType), expected a list"),
+        (1.0, "1.0 (float), expected a list"),
+        ({"c": 1.0}, "{'c': 1.0} (dict), expected a list"),
+        ({1.0}, "{1.0} (set), expected a list"),
+        ("1", "'1' (str), expected a list"),
+        (torch.ones(1, 1), "a Tensor of shape (1, 1), expected one axis"),
+        (np.float64(1.0), "a float64 of shape (), expected one axis"),
+    ],
+)
+def test_a_function_that_returns_no_list_is_told_so(returned, told):
+    assert message(checked, "f", returned, ["p"], ["c"]) == (
+        f"[REW01] f returned {told}; fix: return a list with one float per completion"
+    )
+
+
+def test_a_generator_is_refused_before_it_runs():
+    """What it raises would come from nowhere."""
+    assert message(checked, "f", (1 / 0 for _ in "c"), ["p"], ["c"]).startswith("[REW01] f returned <generator")
+
+
+def test_a_function_that_raises_is_told_with_its_own_line_and_the_sample():
+    def ratio(prompts, completions, **columns):
+        return [json.loads(c)[0] / 1 for c in completions]
+
+    line = ratio.__code__.co_firstlineno + 1
+    told = message(scores_of, "ratio", ratio, ["p", "q"], ["[1]", "[]"], {})
+    assert told == (
+        f"[REW03] ratio raised IndexError: list index out of range at {__file__}:{line} "
+        "on sample 1 (prompt 'q', completion '[]'); fix: mend that line"
+    )
+    told = message(scores_of, "ratio", ratio, ["p", "q"], ["[1]", "["], {})
+    assert f" at {__file__}:{line} on sample 1 " in told  # though json raised it
+
+
+def test_a_function_that_fails_on_the_batch_alone_is_told_so():
+    def picky(prompts, completions, **columns):
+        return [1.0] if len(prompts) == 1 else sys.exit(3)
+
+    told = message(scores_of, "picky", picky, ["p", "q"], ["c", "d"], {})
+    assert told.startswith("[REW03] picky raised SystemExit: 3 at ")
+    assert told.endswith(" on the whole batch, though on no sample alone; fix: mend that line")
+
+
+def test_a_column_that_the_data_lacks_is_told_before_the_call():
+    assert message(scores_of, "labels", labels, ["p"], ["c"], {"answer": ["a"]}) == (
+        "[REW04] labels needs 'label', which is no column of the prompt data and no argument; found answer; "
+        "fix: add 'label' to the prompt rows, or give it a default"
+    )
 
 
 def test_the_score_is_the_weighted_sum_and_the_parts_are_unweighted():
@@ -180,7 +250,7 @@ def test_what_a_function_returns_is_checked_on_every_call():
     assert term(TEXTS, unread).tolist() == [1.0, 2.0]
     assert (
         message(term, TEXTS, unread)
-        == "[REW01] flaky returned 1 values for 2 completions; fix: return one float per completion"
+        == "[REW01] flaky returned 1 values for 2 completions; fix: return a list with one float per completion"
     )
 
 

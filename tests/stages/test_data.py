@@ -1,5 +1,7 @@
 """Every mistake in a data file is told with its place, together with the others, before a model is loaded."""
 
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ def test_broken_lines_are_told_with_line_and_column(file: Path) -> None:
         "[DATA03] data.jsonl line 2: not JSON (Expecting ',' delimiter, column 16); "
         "fix: write one JSON object per line\n"
         "[DATA03] data.jsonl line 3: a JSON list, expected an object; "
-        'fix: write {"column": value, ...} on each line'
+        'fix: write {"column": value, ...} on each line '
+        "(all unusable rows at once: sed -i.bak '2d;3d' data.jsonl)"
     )
 
 
@@ -68,7 +71,8 @@ def test_a_missing_column_is_told_with_the_nearest_name(file: Path) -> None:
 def test_null_fields_are_told_with_their_rows(file: Path) -> None:
     write_rows(file, [{**PAIR, "chosen": None} if number in (17, 40, 91) else PAIR for number in range(1, 100)])
     assert message(read_preferences, file) == (
-        "[DATA02] data.jsonl row 17: 'chosen' is null (3 such rows: 17, 40, 91); fix: correct or remove them"
+        "[DATA02] data.jsonl row 17: 'chosen' is null (3 such rows: 17, 40, 91); "
+        "fix: correct or remove them (all unusable rows at once: sed -i.bak '17d;40d;91d' data.jsonl)"
     )
 
 
@@ -79,14 +83,23 @@ def test_all_mistakes_of_a_file_are_told_together(file: Path) -> None:
         "[DATA01] data.jsonl row 3: no field 'margin' (2 such rows: 3, 4). Found: prompt, chosen, rejected; "
         "fix: add 'margin'\n"
         "[DATA02] data.jsonl row 1: 'margin' is a string, expected a number; fix: correct or remove them\n"
-        "[DATA02] data.jsonl row 2: 'margin' is nan, expected a finite number; fix: correct or remove them"
+        "[DATA02] data.jsonl row 2: 'margin' is nan, expected a finite number; fix: correct or remove them "
+        "(all unusable rows at once: sed -i.bak '1d;2d' data.jsonl)"
     )
 
 
+def test_the_command_that_removes_rows_leaves_the_others(file: Path) -> None:
+    rows = [{**PAIR, "prompt": f"{number}", "chosen": None if number % 2 else " best"} for number in range(1, 9)]
+    told = message(read_preferences, write_rows(file, rows))
+    subprocess.run(shlex.split(told.partition("at once: ")[2].removesuffix(")")), check=True)
+    assert [row["prompt"] for row in read_preferences(file)] == ["2", "4", "6", "8"]
+    assert len(read_rows(file.with_name("data.jsonl.bak"))) == 8
+
+
 def test_long_lists_of_rows_are_cut(file: Path) -> None:
-    write_rows(file, [{"prompt": None}] * 7)
+    write_rows(file, [{"prompt": None}] * 21)
     assert message(read_prompts, file) == (
-        "[DATA02] data.jsonl row 1: 'prompt' is null (7 such rows: 1, 2, 3, 4, 5, ...); fix: correct or remove them"
+        "[DATA02] data.jsonl row 1: 'prompt' is null (21 such rows: 1, 2, 3, 4, 5, ...); fix: correct or remove them"
     )
 
 
@@ -145,7 +158,8 @@ def test_demonstrations_of_two_kinds_are_refused(file: Path) -> None:
 def test_malformed_messages_are_told(file: Path, messages: Any, problem: str) -> None:
     write_rows(file, [{"messages": messages}])
     assert message(read_demonstrations, file) == (
-        f"[DATA02] data.jsonl row 1: 'messages' {problem}; fix: correct or remove them"
+        f"[DATA02] data.jsonl row 1: 'messages' {problem}; fix: correct or remove them "
+        "(all unusable rows at once: sed -i.bak '1d' data.jsonl)"
     )
 
 
@@ -166,5 +180,5 @@ def test_prompts_must_ask_something(file: Path) -> None:
     assert message(read_prompts, file) == (
         "[DATA02] data.jsonl row 1: 'prompt' is empty; fix: correct or remove them\n"
         "[DATA02] data.jsonl row 2: 'prompt' ends with the role 'assistant', expected 'user'; "
-        "fix: correct or remove them"
+        "fix: correct or remove them (all unusable rows at once: sed -i.bak '1d;2d' data.jsonl)"
     )
