@@ -88,7 +88,8 @@ def test_all_mistakes_of_a_file_are_told_together(file: Path) -> None:
         "[DATA02] data.jsonl row 4: 'label' is a list, expected a text or a whole number; fix: correct or remove them",
         "[DATA02] data.jsonl row 5: 'label' is empty; fix: correct or remove them",
         "[DATA07] data.jsonl row 6: label 'good' is not in sft.classification.labels (2 such rows: 6, 7). "
-        "Found: 0, good. Did you mean '1'?; fix: correct the rows, or add 'good' to sft.classification.labels",
+        "Found: 0, good. Did you mean '1'?; fix: correct the rows, or add 'good' to sft.classification.labels "
+        "(all unusable rows at once: sed -i.bak '1d;2d;3d;4d;5d' data.jsonl)",
     ]
 
 
