@@ -95,7 +95,7 @@ CASES = [
         3,
         "broken line",
         "[DATA03] prompts.jsonl line 12: not JSON (Expecting ',' delimiter, column 23); "
-        "fix: write one JSON object per line",
+        "fix: write one JSON object per line (all unusable rows at once: sed -i.bak '12d' prompts.jsonl)",
         lambda: replace("prompts.jsonl", '"film 11", ', '"film 11"  '),
     ),
     Case(
