@@ -1,4 +1,7 @@
-"""The model folders that a run or a command names, looked through before torch is imported. Imports no torch."""
+"""The models that a run or a command names, looked through before torch is imported. Imports no torch.
+
+A model of the hub is looked through if it is in the cache; else once its loader has fetched it.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,6 +9,7 @@ from pathlib import Path
 from pipeline.config import PipelineConfig
 from pipeline.problems import raise_together
 from stages.base import InputError
+from stages.models.hub import cached_folder
 from stages.models.trusted import adapter_base, unsafe
 
 
@@ -35,8 +39,8 @@ def require_safe_folders(folders: Sequence[Path], trust_remote_code: bool = Fals
 
 
 def _with_base(path: str, trusted: Sequence[str]) -> Iterator[InputError]:
-    found = list(unsafe(path, path in trusted))
+    found = list(unsafe(cached_folder(path) or path, path in trusted))
     yield from found
     base = None if found else adapter_base(path)
     if base is not None and base != path:
-        yield from unsafe(base, base in trusted)
+        yield from unsafe(cached_folder(base) or base, base in trusted)

@@ -25,6 +25,7 @@ _NOT_SHAPE = {
 
 def attach_adapter(model: PreTrainedModel, config: PeftConfig, start: Path | None = None) -> PeftModel:
     """Wrap a frozen model with a trainable float32 adapter: new, or continuing a copy of the one at `start`."""
+    config.revision = getattr(model, "hub_revision", None)
     make = CLASSES[config.task_type] if config.is_prompt_learning else get_peft_model
     try:
         peft_model = make(model, config)

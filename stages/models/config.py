@@ -9,7 +9,7 @@ from reward.settings import Settings
 
 class ModelConfig(Settings):
     path: str
-    """Hub id, folder, or GGUF file of the base model."""
+    """Hub id, perhaps with `@revision`, folder, or GGUF file of the base model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Storage type of frozen weights; trained weights are always float32."""
     compute: Literal["float32", "bfloat16"] = "float32"

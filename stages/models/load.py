@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from stages.base import InputError
+from stages.models.hub import folder_of, name_and_revision
 from stages.models.precision import DTYPES, device
 from stages.models.quantization import four_bit_config
 from stages.models.trusted import adapter_base, require_safe
@@ -67,12 +68,15 @@ def convert_gguf(file: Path) -> str:
     from transformers import AutoModelForCausalLM
 
     print(f"converting {file.name} to {folder} (once)", flush=True)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+    )
     # save_pretrained refuses a model that still looks quantised; its weights are plain float32 by now.
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config
     aside = folder.with_name(f".{folder.name}-{os.getpid()}")
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(aside)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    tokenizer.save_pretrained(aside)
     model.save_pretrained(aside)
     return str(put_in_place(aside, folder))
 
@@ -94,8 +98,10 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
     Masks come from lengths everywhere in this project; the distinct id is for the readers of a reward model's
     folder, because transformers looks for the last id that is not padding, and would skip the stop token.
     """
-    require_safe(source.folder, trust_remote_code)
-    tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
+    folder = folder_of(source.folder, code=trust_remote_code)
+    require_safe(folder, trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    tokenizer.name_or_path, _ = name_and_revision(source.folder)
     return _with_padding(tokenizer, source.folder)
 
 
@@ -141,18 +147,22 @@ def load_causal_lm(
     Raises InputError PATH01 (no such model), DEP02 (4-bit weights where bitsandbytes cannot compute with them), and
     those of `require_safe`.
     """
-    require_safe(base, trust_remote_code)
+    folder = folder_of(base, code=trust_remote_code)
+    require_safe(folder, trust_remote_code)
     from transformers import AutoModelForCausalLM
 
     four_bit = {"quantization_config": four_bit_config(), "device_map": str(device())} if quantization == "4bit" else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, use_safetensors=True, **four_bit
+            folder, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, use_safetensors=True, **four_bit
         )
     except OSError as error:
         raise InputError(
             "PATH01", f"no model at '{base}' ({str(error).splitlines()[0]})", fix="correct model.path"
         ) from error
+    # What an adapter on it writes down: the hub's name and revision, not where this machine keeps the snapshot.
+    model.name_or_path, model.hub_revision = name_and_revision(base)
+    model.config.name_or_path = model.name_or_path
     return disable_dropout(model.eval())
 
 

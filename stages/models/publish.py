@@ -7,6 +7,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.models.adapters import verify_saved
+from stages.models.hub import pinned
 from stages.models.roles import Roles
 
 
@@ -20,7 +21,8 @@ def publish(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBa
     (final / "README.md").unlink(missing_ok=True)  # PEFT's model card names a path and says nothing
     if isinstance(model, PeftModel):
         _order_sets(final / "adapter_config.json", model.active_peft_config)
-        identity = roles.identity(model.active_peft_config.base_model_name_or_path)
+        config = model.active_peft_config
+        identity = roles.identity(pinned(config.base_model_name_or_path, config.revision))
         if identity is not None:
             identity.save(final)
         verify_saved(model, final)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from stages.models.adapters import attach_adapter, continue_adapter, load_frozen_adapter, merge, same_shape
 from stages.models.config import ModelConfig, TuningConfig
+from stages.models.hub import folder_of
 from stages.models.identity import BaseIdentity, require_same_base, weights_digest
 from stages.models.load import ModelSource, load_causal_lm, load_tokenizer, put_in_place
 from stages.models.peft_types import peft_config
@@ -188,7 +189,7 @@ class Roles:
     def _config(
         self, model: PreTrainedModel, source: ModelSource, tuning: TuningConfig, task: TaskType = TaskType.CAUSAL_LM
     ) -> PeftConfig:
-        return peft_config(tuning, model, task, self._frozen_layers, source.folder)
+        return peft_config(tuning, model, task, self._frozen_layers, folder_of(source.folder))
 
     def _fitting(self, source: ModelSource) -> Path:
         """The adapter of a source, once it is known to be of that base."""

@@ -15,6 +15,7 @@ from stages.base import InputError
 from stages.models.chat_templates import template_problem
 from stages.models.config_keys import code_in, entries, remedy
 from stages.models.file_formats import read_gguf, safetensors_problem
+from stages.models.hub import pinned
 from stages.models.pickles import is_pickle, pickled_calls
 
 _JSON_LIMIT = 50_000_000
@@ -50,17 +51,18 @@ def unsafe(path: str | Path, trust_remote_code: bool = False) -> Iterator[InputE
 
 
 def adapter_base(folder: str | Path) -> str | None:
-    """The base that the adapter in a folder names, None when there is no adapter.
+    """The base that the adapter in a folder names, a hub id with its revision; None when there is no adapter.
 
     Raises InputError SAFE04 when its adapter_config.json is damaged.
     """
     file = Path(folder) / "adapter_config.json"
     if not file.is_file():
         return None
-    found = _read_json(file).get("base_model_name_or_path")
+    content = _read_json(file)
+    found, revision = content.get("base_model_name_or_path"), content.get("revision")
     if not isinstance(found, str):
         raise _malformed(file, "names no base_model_name_or_path")
-    return found
+    return pinned(found, revision)
 
 
 def require_plain_files(folder: Path) -> None:
