@@ -102,9 +102,7 @@ def _machine(root: Path) -> str:
 def compare(root: Path) -> None:
     """Disturb transformers' Trainer and keep what was found."""
     work = Path(tempfile.mkdtemp(prefix="reliability-compare-"))
-    found = trainer_comparison.compare(work)
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "compare.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    trainer_comparison.compare(work, root / "compare.json")
     shutil.rmtree(work)
 
 
