@@ -15,8 +15,10 @@ from pipeline.parents import check_policy, check_reward_path, is_local, needs_re
 from pipeline.problems import missing_path
 from pipeline.rundir import RunDir
 from stages.base import InputError
+from stages.models.adapter_files import adapter_errors
 from stages.models.config import KEYS
 from stages.models.facts import facts_of
+from stages.models.trusted import adapter_base
 
 
 def collected(check_it: Callable[[], None]) -> list[InputError]:
@@ -31,7 +33,8 @@ def collected(check_it: Callable[[], None]) -> list[InputError]:
 def check_models(config: PipelineConfig, deferred: bool, found: Findings) -> bool:
     """The base model and the models that reward terms name; whether their folders may be opened.
 
-    PATH01, STAGE01, STAGE02, SAFE01 to SAFE05. A `deferred` model may still be made by the prepare script.
+    PATH01, PEFT01, PEFT02, RM01, RM04, STAGE01, STAGE02, SAFE01 to SAFE05. A `deferred` model may still be made by the
+    prepare script.
     """
     unsafe = unsafe_models(config)
     errors = unsafe or list(_model_errors(config, deferred))  # nothing in unsafe folders is opened
@@ -42,11 +45,30 @@ def check_models(config: PipelineConfig, deferred: bool, found: Findings) -> boo
 
 
 def _model_errors(config: PipelineConfig, deferred: bool) -> Iterator[InputError]:
-    yield from collected(lambda: _check_base(config.model.path, "model.path", deferred))
+    yield from _base_errors(config.model.path, "model.path", deferred)
     if config.reward_model.enabled and config.reward_model.path:
-        yield from collected(lambda: _check_base(config.reward_model.path, "reward_model.path", deferred))
+        yield from _base_errors(config.reward_model.path, "reward_model.path", deferred)
     for model in (term.model for term in config.reward if term.model not in (None, "reward_model")):
-        yield from collected(lambda model=model: check_reward_path(model))
+        wrong = collected(lambda model=model: check_reward_path(model))
+        yield from wrong or _adapter_errors(model, "reward model")
+
+
+def _base_errors(path: str, key: str, deferred: bool) -> Iterator[InputError]:
+    if is_local(path) and not Path(path).exists():
+        if not deferred:
+            yield missing_path(path, key)
+        return
+    wrong = collected(lambda: check_policy(path))
+    yield from wrong or _adapter_errors(path, key)
+
+
+def _adapter_errors(path: str, key: str) -> Iterator[InputError]:
+    """PATH01, PEFT01, PEFT02: an adapter whose base is not there or not its own, or that is not whole."""
+    base = adapter_base(path)
+    if base is not None and is_local(base) and not Path(base).exists():
+        yield missing_path(base, f"the base of the adapter {path} ({key})")
+    elif base is not None:
+        yield from adapter_errors(Path(path))
 
 
 def parent_errors(config: PipelineConfig) -> Iterator[InputError]:
@@ -96,11 +118,3 @@ def length_errors(config: PipelineConfig) -> Iterator[InputError]:
         if context and getattr(config, stage).enabled and tokens > context:
             problem = f"{stage}.{keys} is {tokens} tokens, more than the model's context {context}"
             yield InputError("LEN01", problem, fix=f"lower {stage}.{keys}")
-
-
-def _check_base(path: str, key: str, deferred: bool) -> None:
-    if is_local(path) and not Path(path).exists():
-        if not deferred:
-            raise missing_path(path, key)
-        return
-    check_policy(path)

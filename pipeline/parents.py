@@ -9,6 +9,7 @@ from pipeline.launch import continue_command, printable
 from pipeline.problems import missing_path
 from pipeline.rundir import RunDir, StageDir, read_json
 from stages.base import InputError
+from stages.models.weight_files import tensors_in
 
 
 def needs_reward_model(config: PipelineConfig) -> bool:
@@ -103,37 +104,69 @@ def is_local(model_path: str) -> bool:
 
 
 def check_policy(model_path: str) -> None:
-    """Refuse a reward model as the model to be tuned.
+    """Refuse what is no causal language model as the model to be tuned.
 
     Raises:
-        InputError: STAGE02 model.path is a reward model.
+        InputError: STAGE02 model.path is a reward model, or of a kind that does not generate text.
     """
     kind = _kind(Path(model_path))
     if kind == "reward_model":
         problem = f"model.path {model_path} is a reward model (score head, no language-model head)"
         raise InputError("STAGE02", problem, fix="set model.path to a causal language model")
+    if kind is not None and kind.startswith("other"):
+        problem = f"model.path {model_path} is {kind.partition(' ')[2]}, which does not generate text"
+        raise InputError("STAGE02", problem, fix="set model.path to a causal language model")
 
 
 def check_reward_path(path: str) -> None:
-    """Refuse what is no reward model as a reward term.
+    """Refuse what is no reward model of this program as a reward term.
 
     Raises:
-        InputError: STAGE01 another kind of model; PATH01 no such folder.
+        InputError: STAGE01 another kind of model, RM01 not one value per text, RM04 no head in its weights, PATH01 no
+            such folder.
     """
-    if not Path(path).is_dir():
+    folder = Path(path)
+    if not folder.is_dir():
         raise missing_path(path, "reward model")
-    kind = _kind(Path(path))
+    kind = _kind(folder)
+    fix = "set it to `reward_model`, or to the final/ folder of that stage"
     if kind not in (None, "reward_model"):
         problem = f"reward model {path} is a model of kind '{kind}'; found no score head, expected a reward model"
-        raise InputError("STAGE01", problem, fix="set it to `reward_model`, or to the final/ folder of that stage")
+        raise InputError("STAGE01", problem, fix=fix)
+    labels = _labels(folder)
+    if labels != 1:
+        problem = f"reward model {path} gives {labels} values per text (num_labels), need 1: it is a classifier"
+        raise InputError("RM01", problem, fix="train one: data.preferences and reward_model, or score by a function")
+    if not (folder / "reward_model.json").is_file():
+        problem = f"reward model {path} has no reward_model.json (centring and probes), so no stage here made it"
+        raise InputError("STAGE01", problem, fix=fix)
+    names = tensors_in(folder)
+    if names and not any("score." in name for name in names):
+        raise InputError("RM04", f"reward model {path} has no score head among its {len(names)} tensors", fix=fix)
+
+
+def _labels(folder: Path) -> int:
+    """Values per text of a model's head; an adapter's is the head that this program puts on its base."""
+    if (folder / "adapter_config.json").is_file():
+        return 1
+    config = read_json(folder / "config.json")
+    return config.get("num_labels") or len(config.get("id2label") or (0, 1))  # two is transformers' default
 
 
 def _kind(folder: Path) -> str | None:
-    """Stage that wrote a final/ folder, else what the architecture of a foreign model says."""
+    """Stage that wrote a final/ folder, else what the config of a foreign model or adapter says."""
     stage = read_json(folder.parent / "stage.json").get("stage") if folder.name == "final" else None
     if stage:
         return stage
-    architectures = read_json(folder / "config.json").get("architectures") or [""]
-    if architectures[0].endswith("ForSequenceClassification"):
+    task = read_json(folder / "adapter_config.json").get("task_type")
+    if task:
+        return {"SEQ_CLS": "reward_model", "CAUSAL_LM": "causal_lm"}.get(task, f"other an adapter for {task}")
+    architecture = (read_json(folder / "config.json").get("architectures") or [""])[0]
+    if architecture.endswith("ForSequenceClassification"):
         return "reward_model"
-    return "causal_lm" if architectures[0].endswith(("ForCausalLM", "LMHeadModel")) else None
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "causal_lm"
+    return f"other a {architecture}" if architecture.endswith(_NO_WRITERS) else None
+
+
+_NO_WRITERS = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering", "ForPreTraining", "EncoderModel")

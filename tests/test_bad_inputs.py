@@ -4,6 +4,7 @@ Numbers are rows of a list of thirty such mistakes. Two of them, a host file and
 made yet: there is no launcher.
 """
 
+import io
 import json
 import os
 import subprocess
@@ -12,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pipeline import cli
 
@@ -40,7 +43,12 @@ FOLDERS = {"base": "LlamaForCausalLM", "classifier": "LlamaForSequenceClassifica
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current folder with a config without mistakes, twelve rows in each training file and four in each other."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RLHF_DEBUG", raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RLHF_DEBUG", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     Path("config.yaml").write_text(CONFIG)
     for folder, architecture in FOLDERS.items():
         Path(folder).mkdir()
@@ -73,7 +81,7 @@ class Case:
     row: int
     name: str
     said: str
-    """The line that is printed: its beginning up to `...`, and its end after it."""
+    """The line that is printed; `…` stands for anything."""
     make: Callable[[], None] = lambda: None
     overrides: tuple[str, ...] = ()
     exit: int = 2
@@ -81,6 +89,62 @@ class Case:
     @property
     def id(self) -> str:
         return f"{self.row}-{self.name}"
+
+
+SCORED = ("reward=[{function: 'rewards.py:score'}]",)
+JUDGED = ("evaluation.judge=rewards.py:score",)
+UNUSABLE = "(all unusable rows at once: sed -i.bak '{}' {})"
+ONE_EACH = "fix: return a list with one float per completion"
+
+
+def row(name: str, number: int, **changes: object) -> None:
+    rows = [json.loads(line) for line in Path(name).read_text().splitlines()]
+    rows[number - 1] |= changes
+    write(name, *rows)
+
+
+def nulls() -> None:
+    for number in (3, 7, 12):
+        row("preferences.jsonl", number, chosen=None)
+
+
+def model(folder: str, **config: object) -> None:
+    """A folder with one head and the config of a model."""
+    Path(folder).mkdir(exist_ok=True)
+    Path(folder, "config.json").write_text(json.dumps(config))
+    save_file({"score.weight": np.zeros((3, 4), np.float32)}, f"{folder}/model.safetensors")
+
+
+def adapter(layers: int = 2, width: int = 4, probe: str | None = None, empty: bool = False) -> None:
+    """A base of two layers, and a LoRA adapter in `adapter` that says to be of it."""
+    module = "model.layers.{}.self_attn.q_proj"
+    save_file({f"{module.format(i)}.weight": np.ones((4, 4), np.float32) for i in range(2)}, "base/model.safetensors")
+    shapes = {"lora_A": (2, width), "lora_B": (width, 2)}
+    tensors = {
+        f"base_model.model.{module.format(layer)}.{part}.weight": np.ones((0,) if empty else shape, np.float32)
+        for layer in range(layers)
+        for part, shape in shapes.items()
+    }
+    Path("adapter").mkdir()
+    save_file(tensors, "adapter/adapter_model.safetensors")
+    names = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "base"}
+    Path("adapter/adapter_config.json").write_text(json.dumps({**names, "target_modules": ["q_proj"]}))
+    probes = {f"{module.format(0)}.weight": probe} if probe else {}
+    Path("adapter/base.json").write_text(json.dumps({"id": "mother", "weights": "0" * 64, "probes": probes}))
+
+
+def installed(name: str, version: str) -> None:
+    """What pip leaves of a package of that version, found before the real one."""
+    folder = Path("site", f"{name}-{version}.dist-info")
+    folder.mkdir(parents=True)
+    Path(folder, "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def swap() -> None:
+    """Three pairs that say the opposite of three others."""
+    rows = [json.loads(line) for line in Path("preferences.jsonl").read_text().splitlines()]
+    turned = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} for r in rows[:3]]
+    write("preferences.jsonl", *rows, *turned)
 
 
 CASES = [
@@ -95,14 +159,48 @@ CASES = [
         3,
         "broken line",
         "[DATA03] prompts.jsonl line 12: not JSON (Expecting ',' delimiter, column 23); "
-        "fix: write one JSON object per line (all unusable rows at once: sed -i.bak '12d' prompts.jsonl)",
+        "fix: write one JSON object per line " + UNUSABLE.format("12d", "prompts.jsonl"),
         lambda: replace("prompts.jsonl", '"film 11", ', '"film 11"  '),
+    ),
+    Case(
+        1,
+        "column of held-out rows alone",
+        "[DATA01] prompts.eval.jsonl row 1: no field 'prompt' (4 such rows: 1, 2, 3, 4). "
+        "Found: question, answer; fix: add 'prompt'",
+        lambda: replace("prompts.eval.jsonl", '"prompt"', '"question"'),
+    ),
+    Case(
+        2,
+        "null",
+        "[DATA02] preferences.jsonl row 3: 'chosen' is null (3 such rows: 3, 7, 12); fix: correct or remove them "
+        + UNUSABLE.format("3d;7d;12d", "preferences.jsonl"),
+        nulls,
+    ),
+    Case(
+        2,
+        "number for text",
+        "[DATA02] demonstrations.jsonl row 5: 'completion' is a number, expected a string; fix: correct or remove them "
+        + UNUSABLE.format("5d", "demonstrations.jsonl"),
+        lambda: row("demonstrations.jsonl", 5, completion=3),
+    ),
+    Case(
+        2,
+        "empty completion",
+        "[DATA02] demonstrations.jsonl row 5: 'completion' is empty; fix: correct or remove them "
+        + UNUSABLE.format("5d", "demonstrations.jsonl"),
+        lambda: row("demonstrations.jsonl", 5, completion=" "),
     ),
     Case(
         3,
         "empty file",
         "[DATA03] demonstrations.jsonl holds no rows; fix: check the path, or run the script that makes the data",
         lambda: Path("demonstrations.jsonl").write_text(""),
+    ),
+    Case(
+        3,
+        "other encoding",
+        "[DATA03] prompts.jsonl line 2: not UTF-8; fix: save the file as UTF-8",
+        lambda: Path("prompts.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n'),
     ),
     Case(
         11,
@@ -112,10 +210,214 @@ CASES = [
         overrides=("sft.batch_size=16",),
     ),
     Case(
+        12,
+        "batches that do not divide",
+        "[BATCH02] override 'ppo.rollout_batch_size=10': ppo.rollout_batch_size 10 is not a multiple of "
+        "ppo.minibatch_size 4; fix: ppo.rollout_batch_size=8 or ppo.rollout_batch_size=12",
+        overrides=("ppo.rollout_batch_size=10", "ppo.minibatch_size=4", "ppo.microbatch_size=4"),
+    ),
+    Case(
+        12,
+        "microbatches that do not divide",
+        "[BATCH02] sft.batch_size 4 is not a multiple of sft.microbatch_size 3; fix: sft.microbatch_size=2",
+        overrides=("sft.microbatch_size=3",),
+    ),
+    Case(
+        13,
+        "language model as reward model",
+        "[STAGE01] reward model base is a model of kind 'causal_lm'; found no score head, expected a reward model; "
+        "fix: set it to `reward_model`, or to the final/ folder of that stage",
+        overrides=("reward=[{model: base}]",),
+    ),
+    Case(
+        13,
+        "reward model without its centring",
+        "[STAGE01] reward model scorer has no reward_model.json (centring and probes), so no stage here made it; "
+        "fix: set it to `reward_model`, or to the final/ folder of that stage",
+        lambda: model("scorer", architectures=["LlamaForSequenceClassification"], id2label={"0": "LABEL_0"}),
+        ("reward=[{model: scorer}]",),
+    ),
+    Case(
+        14,
+        "reward model as policy",
+        "[STAGE02] model.path classifier is a reward model (score head, no language-model head); "
+        "fix: set model.path to a causal language model",
+        overrides=("model.path=classifier",),
+    ),
+    Case(
+        14,
+        "encoder as policy",
+        "[STAGE02] model.path encoder is a BertForMaskedLM, which does not generate text; "
+        "fix: set model.path to a causal language model",
+        lambda: model("encoder", architectures=["BertForMaskedLM"]),
+        ("model.path=encoder",),
+    ),
+    Case(
+        15,
+        "classifier as reward model",
+        "[RM01] reward model three gives 3 values per text (num_labels), need 1: it is a classifier; "
+        "fix: train one: data.preferences and reward_model, or score by a function",
+        lambda: model(
+            "three", architectures=["LlamaForSequenceClassification"], id2label={"0": "a", "1": "b", "2": "c"}
+        ),
+        ("reward=[{model: three}]",),
+    ),
+    Case(
+        17,
+        "adapter of another shape",
+        "[PEFT01] the adapter adapter was not trained on 'base': it changes model.layers.0.self_attn.q_proj of shape "
+        "(8, 8), there it is (4, 4); fix: name its own base in adapter/adapter_config.json, base_model_name_or_path",
+        lambda: adapter(width=8),
+        ("model.path=adapter",),
+    ),
+    Case(
+        17,
+        "adapter of other weights",
+        "[PEFT01] the adapter adapter was not trained on 'base': model.layers.0.self_attn.q_proj.weight has other "
+        "values there than in 'mother'; fix: name its own base in adapter/adapter_config.json, base_model_name_or_path",
+        lambda: adapter(probe="0040" * 16),
+        ("model.path=adapter",),
+    ),
+    Case(
+        18,
+        "incomplete adapter",
+        "[PEFT02] adapter: holds 1 of 2 adapted modules; model.layers.1.self_attn.q_proj is missing; "
+        "fix: give the final/ folder of a finished stage, or train it again",
+        lambda: adapter(layers=1),
+        ("model.path=adapter",),
+    ),
+    Case(
+        18,
+        "empty adapter",
+        "[PEFT02] adapter: 4 of 4 tensors are empty, such as base_model.model.model.layers.0.self_attn.q_proj."
+        "lora_A.weight (saved without gathering shards?); fix: give the final/ folder of a finished stage, or train it again",
+        lambda: adapter(empty=True),
+        ("model.path=adapter",),
+    ),
+    Case(
+        18,
+        "adapter without tensors",
+        "[PEFT02] adapter: holds no tensors, expected those of an adapter in adapter_model.safetensors; …",
+        lambda: (adapter(), os.remove("adapter/adapter_model.safetensors")),
+        ("model.path=adapter",),
+    ),
+    Case(
         21,
         "path typo",
         "[PATH01] model.path: no file or folder './bse'; fix: did you mean base?",
         overrides=("model.path=./bse",),
+    ),
+    Case(
+        21,
+        "folder for a file",
+        "[PATH01] data.prompts.train: base is a folder, expected a JSONL file; fix: name the file in it",
+        overrides=("data.prompts.train=base",),
+    ),
+    Case(
+        21,
+        "config typo",
+        "[CONF01] config.yaml:11: unknown key 'ppo.stepz'; fix: did you mean 'ppo.steps'?",
+        lambda: replace("config.yaml", "{steps: 3", "{stepz: 3"),
+    ),
+    Case(
+        23,
+        "wrong count",
+        f"[REW01] rewards.py:score returned 3 values for 4 completions; {ONE_EACH}",
+        lambda: function("return [0.0] * (len(prompts) - 1)"),
+        SCORED,
+    ),
+    Case(
+        23,
+        "not a number",
+        "[REW02] rewards.py:score gave nan for sample 1 (prompt 'film 3', completion ' is great'); "
+        "expected a finite number; fix: return a finite float for every completion",
+        lambda: function("return [0.0, float('nan'), 0.0, 0.0]"),
+        SCORED,
+    ),
+    Case(
+        23,
+        "raises on an empty completion",
+        "[REW03] rewards.py:score raised ZeroDivisionError: division by zero at …/rewards.py:2 on sample 3 "
+        "(prompt 'film 9', completion ''); fix: mend that line",
+        lambda: function("return [1 / len(c) for c in completions]"),
+        SCORED,
+    ),
+    Case(
+        23,
+        "judge that raises",
+        "[REW03] rewards.py:score raised KeyError: 'text' at …/rewards.py:2 on sample 0 "
+        "(prompt 'film 100', completion ' is great'); fix: mend that line",
+        lambda: function("return [columns['text'] for c in completions]"),
+        JUDGED,
+    ),
+    Case(
+        23,
+        "never returns",
+        "[REW05] rewards.py:score has not returned after 1 s on 4 samples; it is at …/rewards.py:2; "
+        "fix: mend it, or give it longer: check.reward_seconds",
+        lambda: function("import time; time.sleep(1e6)"),
+        (*SCORED, "check.reward_seconds=1"),
+    ),
+    Case(
+        24,
+        "not importable",
+        "[REW04] reward function 'rewards.py:score' cannot be imported (No module named 'no_such'); "
+        "fix: module:function, or path/to/file.py:function",
+        lambda: Path("rewards.py").write_text("import no_such\n"),
+        SCORED,
+    ),
+    Case(
+        24,
+        "other parameters",
+        "[REW04] rewards.py:score takes (prompts); needs (prompts, completions, **columns); "
+        "fix: add the missing parameters",
+        lambda: function("return []", "prompts"),
+        SCORED,
+    ),
+    Case(
+        24,
+        "column that the data lacks",
+        "[REW04] rewards.py:score needs 'label', which is no column of the prompt data and no argument; found answer; "
+        "fix: add 'label' to the prompt rows, or give it a default",
+        lambda: function("return label", "prompts, completions, label, **columns"),
+        SCORED,
+    ),
+    Case(
+        27,
+        "W&B online without key",
+        "[WB01] tracking.wandb: online, but there is no API key (WANDB_API_KEY, ~/.netrc) and no terminal to ask at; "
+        "fix: `wandb login`, or set WANDB_API_KEY, or tracking.wandb=auto",
+        overrides=("tracking.wandb=online",),
+        exit=3,
+    ),
+    Case(
+        30,
+        "old package",
+        "[DEP01] package trl: found 0.9.6, expected <2,>=1.16; fix: pip install -c constraints.txt 'trl<2,>=1.16'",
+        lambda: installed("trl", "0.9.6"),
+        exit=3,
+    ),
+    Case(
+        0,
+        "held-out rows that are training rows",
+        "[DATA08] prompts.jsonl: 12 of 12 rows are also in prompts.jsonl (1, 2, 3, 4, 5, ...), more than "
+        "check.max_shared_rows 0.5; fix: hold out rows that training does not see, or check.max_shared_rows=1.00",
+        overrides=("data.prompts.eval=prompts.jsonl",),
+    ),
+    Case(
+        0,
+        "swapped pairs",
+        "[DATA09] preferences.jsonl: 6 of 15 rows prefer what another row of the same prompt rejects "
+        "(1, 2, 3, 13, 14, ...), more than check.max_conflicting_pairs 0.1; "
+        "fix: check whether chosen and rejected are swapped, or check.max_conflicting_pairs=0.41",
+        swap,
+    ),
+    Case(
+        0,
+        "equal pairs",
+        "[DATA05] preferences.jsonl 'chosen' equals 'rejected' in 12 of 12 rows (1, 2, 3, 4, 5, ...); "
+        "fix: check what wrote the file, then remove those rows",
+        lambda: replace("preferences.jsonl", " is bad", " is great"),
     ),
 ]
 
@@ -129,9 +431,9 @@ def rlhf(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 
 def tells(line: str, said: str) -> bool:
-    """Whether a line is what has to be said; ` ... ` stands for anything."""
-    start, _, end = said.partition(" ... ")
-    return line.startswith(start) and line.endswith(end or start)
+    """Whether a line is what has to be said; `…` stands for anything."""
+    start, gap, end = said.partition("…")
+    return line.startswith(start) and line.endswith(end) if gap else line == said
 
 
 def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -164,10 +466,11 @@ def test_a_mistake_is_told_with_its_place_and_its_fix(
 
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_mistakes_of_all_files_come_together_from_check_and_run(place: Path, command: str) -> None:
-    for case in (CASES[0], CASES[1]):
+    cases = [CASES[0], CASES[1], next(case for case in CASES if case.name == "path typo")]
+    for case in cases:
         case.make()
-    done = shell(command, "config.yaml", *CASES[-1].overrides)
-    assert sorted(done.stderr.splitlines()) == sorted(case.said for case in (CASES[0], CASES[1], CASES[-1]))
+    done = shell(command, "config.yaml", *cases[-1].overrides)
+    assert sorted(done.stderr.splitlines()) == sorted(case.said for case in cases)
     assert done.returncode == 2
     assert "Traceback" not in done.stdout + done.stderr
 
@@ -177,3 +480,51 @@ def test_a_traceback_is_shown_on_demand_with_the_same_exit_code(place: Path) -> 
     assert "Traceback" in done.stderr
     assert "[PATH01] model.path: no file or folder './bse'" in done.stderr
     assert done.returncode == 2
+
+
+def test_mistakes_of_config_data_models_and_rewards_come_together(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nulls()
+    replace("config.yaml", "{steps: 3", "{stepz: 3")
+    function("return None")
+    overrides = (*SCORED, "model.path=./bse", "sft.learning_rate=fast", "tracking.wandb=online")
+    code, _, err = rlhf(capsys, "check", "config.yaml", *overrides)
+    assert [line.partition("]")[0] for line in err.splitlines()] == [
+        "[CONF01", "[CONF02", "[WB01", "[DATA02", "[PATH01", "[REW01",
+    ]  # fmt: skip
+    assert code == 2  # as long as a person's hand is needed
+
+
+def test_parts_that_are_mistaken_in_the_config_are_not_blamed_twice(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace("config.yaml", "prompts: {train: prompts.jsonl", "prompts: {trian: prompts.jsonl")
+    _, _, err = rlhf(capsys, "check", "config.yaml")
+    assert sorted(line.partition("]")[0] for line in err.splitlines()) == ["[CONF01", "[CONF06"]
+
+
+def test_a_few_oddities_are_told_and_refuse_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("preferences.jsonl", *map(ROWS["preferences"], [*range(30), 3]))
+    row("prompts.eval.jsonl", 2, prompt="film 5")
+    code, out, _ = rlhf(capsys, "check", "config.yaml", "ppo.rollout_batch_size=16")
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith("note: ") and "tokens" not in line] == [
+        "note: preferences.jsonl: 1 of 31 rows repeat an earlier row (31)",
+        "note: prompts.eval.jsonl: 1 of 4 rows are also in prompts.jsonl (2); what is measured on them is flattered",
+        "note: data.prompts.train has 12 rows, fewer than ppo.rollout_batch_size 16: each rollout repeats prompts",
+        "note: data.prompts.eval has 4 rows, fewer than ppo.eval_prompts 64 and evaluation.prompts 256: all are used",
+    ]
+
+
+def test_what_is_in_order_is_said_stage_by_stage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    function("return [float(len(c)) for c in completions]")
+    _, out, _ = rlhf(capsys, "check", "config.yaml", *SCORED)
+    said = [
+        "[environment] W&B disabled",
+        "[sft] demonstrations.eval.jsonl: 4 rows of prompt, completion, none of them in train",
+        "[reward_model] preferences.jsonl: 12 rows of prompt, chosen, rejected",
+        "[ppo] prompts.jsonl: 12 rows of prompt, answer",
+        "[ppo] rewards.py:score on 4 samples: 9, 9, 9, 0",
+    ]
+    assert [line for line in said if line not in out.splitlines()] == []

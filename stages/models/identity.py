@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stages.base import InputError
+from stages.models.adapter_files import BASE_FILE
+from stages.models.weight_files import PROBED
 
-BASE_FILE = "base.json"
+_PROBED_TENSORS = 16
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class BaseIdentity:
     id: str
     weights: str
     """Digest of names, shapes and values."""
+    probes: dict[str, str] = field(default_factory=dict)
+    """First values of some tensors, so that other weights are recognised from their files."""
 
     def save(self, folder: Path) -> None:
         (folder / BASE_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
@@ -32,6 +36,17 @@ def weights_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def probes_of(model: nn.Module) -> dict[str, str]:
+    """First values of some parameters as bfloat16, in hexadecimal digits."""
+    parameters = sorted(model.named_parameters())
+    chosen = parameters[:: max(1, len(parameters) // _PROBED_TENSORS)]
+    return {name: _hex(tensor.detach().flatten()[:PROBED]) for name, tensor in chosen}
+
+
+def _hex(values: Tensor) -> str:
+    return values.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes().hex()
 
 
 def require_same_base(folder: Path, base: BaseIdentity) -> None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from stages.models.adapters import attach_adapter, continue_adapter, load_frozen_adapter, merge, same_shape
 from stages.models.config import ModelConfig, TuningConfig
 from stages.models.hub import folder_of
-from stages.models.identity import BaseIdentity, require_same_base, weights_digest
+from stages.models.identity import BaseIdentity, probes_of, require_same_base, weights_digest
 from stages.models.load import ModelSource, load_causal_lm, load_tokenizer, put_in_place
 from stages.models.peft_types import peft_config
 from stages.models.scalar import load_classifier, with_scalar_head
@@ -69,7 +69,7 @@ class Roles:
         if base not in self._digests:
             self.frozen_base(base)
             self._digests[base] = weights_digest(self._bases[base])
-        return BaseIdentity(base, self._digests[base])
+        return BaseIdentity(base, self._digests[base], probes_of(self._bases[base]))
 
     def reference(self, source: ModelSource) -> nn.Module:
         """The frozen causal model of a source, its adapter (if any) included.

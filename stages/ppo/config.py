@@ -102,6 +102,9 @@ class PPOConfig(Settings):
     ptx_batch_size: int = Field(default=16, gt=0)
     """Demonstrations per optimizer step of that loss."""
 
+    max_empty_fraction: float = Field(default=0.5, gt=0, le=1)
+    """Fraction of empty completions in a rollout above which the stage stops."""
+
     eval_every: int = Field(default=0, ge=0)
     """PPO iterations between held-out evaluations; 0 = first and last only."""
     eval_prompts: int = Field(default=64, gt=0)

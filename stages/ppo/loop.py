@@ -8,7 +8,7 @@ from time import perf_counter
 
 from stages.base import StageContext, StageResult
 from stages.ppo.evaluation import Completions, Evaluator, win_rate
-from stages.ppo.health import require_clean_start
+from stages.ppo.health import require_answers, require_clean_start
 from stages.ppo.prompts import PromptSet
 from stages.ppo.state import load_state, save_state
 from stages.ppo.trainer import PPOTrainer, Step
@@ -78,6 +78,8 @@ class PPOLoop:
         step = self.trainer.step(batch)
         if number == 0:
             require_clean_start(step.metrics["objective/kl"], step.metrics["policy/ratio_first"], self.compute)
+        empty = step.metrics["rollout/empty_fraction"]
+        require_answers(empty, self.trainer.config.max_empty_fraction, size, self.trainer.finished)
         self.log(step, batch.episodes, progress)
 
     def checkpoint(self) -> None:

@@ -28,6 +28,7 @@ def rollout_metrics(e: Experience, kl_coef: float) -> Metrics:
         "value/explained_variance": explained_variance(e.values, e.returns, e.mask),
         "rollout/length": float(lengths.mean()),
         "rollout/stopped_fraction": float(e.stopped.float().mean()),
+        "rollout/empty_fraction": float(((lengths == 1) & e.stopped).float().mean()),
         "rollout/tokens": int(e.mask.sum()),
         "rollout/logprob_gap": float(gap),
     }

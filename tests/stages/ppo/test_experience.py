@@ -117,6 +117,7 @@ def test_metrics_of_a_worked_example():  # 4, 22, 32
         "policy/entropy": 2.5,
         "rollout/length": 2.0,
         "rollout/stopped_fraction": 0.5,
+        "rollout/empty_fraction": 0.5,  # the second is its stop token
         "rollout/tokens": 4,
         "rollout/logprob_gap": 0.25,
         "value/explained_variance": 0.75,
