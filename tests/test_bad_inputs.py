@@ -290,7 +290,7 @@ CASES = [
         18,
         "empty adapter",
         "[PEFT02] adapter: 4 of 4 tensors are empty, such as base_model.model.model.layers.0.self_attn.q_proj."
-        "lora_A.weight (saved without gathering shards?); fix: give the final/ folder of a finished stage, or train it again",
+        "lora_A.weight (saved without gathering shards?); …",
         lambda: adapter(empty=True),
         ("model.path=adapter",),
     ),
@@ -316,7 +316,7 @@ CASES = [
     Case(
         21,
         "config typo",
-        "[CONF01] config.yaml:11: unknown key 'ppo.stepz'; fix: did you mean 'ppo.steps'?",
+        "[CONF01] config.yaml:9: unknown key 'ppo.stepz'; fix: did you mean 'ppo.steps'?",
         lambda: replace("config.yaml", "{steps: 3", "{stepz: 3"),
     ),
     Case(
