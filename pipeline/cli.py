@@ -106,6 +106,21 @@ def _say(text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command(name="data")
+def data_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option("--stage", metavar="|".join(STAGES), help="Just this stage.")] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of each stage, at even distances.")] = 5,
+    html: Annotated[Path | None, typer.Option("--html", metavar="OUT", help="Write a page instead.")] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Show the id of each token.")] = False,
+) -> None:
+    """Show rows as the model sees them: every token, the loss mask, what is cut. Loads no model."""
+    from pipeline.texts.command import Wanted, show_data
+
+    show_data(load_config(config, overrides or ()), Wanted(stage, rows, html, ids), console)
+
+
 @app.command()
 def status(run_dir: RunFolder) -> None:
     """Show each stage of a run: its status, time, memory and headline metrics."""

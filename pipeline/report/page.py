@@ -5,16 +5,15 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.report import table
 from pipeline.report.plots import stage_plots
 from pipeline.report.reading import Row, RunRecord, StageRecord, read_run, section
+from pipeline.spaced import spaced
 from stages.redaction import redactor
-
-T = TypeVar("T")
 
 PROMPTS_SHOWN = 12
 STEPS_SHOWN = 6
@@ -205,14 +204,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(f"{m.get('role', '')}: {m.get('content', '')}" for m in value if isinstance(m, dict))
     return "" if value is None else str(value)
-
-
-def spaced(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` items, evenly spaced, the first and the last among them.
-
-    >>> spaced([0, 1, 2, 3, 4, 5, 6], 3)
-    [0, 3, 6]
-    """
-    if len(items) <= count:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]

@@ -15,8 +15,8 @@ from stages.reward_model.pairs import SIDES, Pair
 from stages.sft import targets
 from stages.sft.config import SFTConfig
 
-Kind = Literal["context", "target", "read", "cut"]
-"""Of a token: given, trained on, where the score is read, beyond the limit."""
+Kind = Literal["context", "target", "answer", "read", "cut"]
+"""Of a token: given; trained on; scored as a whole, and where that score is read; beyond the limit."""
 Fate = Literal["", "cut", "without target", "too long", "equal"]
 """What becomes of a row: nothing, it is cut, or it is left out for one of these reasons."""
 
@@ -56,6 +56,9 @@ class StageTexts(Protocol):
     def marked(self, item: Any) -> list[Marked]:
         """Its sequences with the part of each token."""
 
+    def facts(self, item: Any) -> list[str]:
+        """Its sizes and what becomes of it, for people."""
+
 
 class SFTTexts:
     """Demonstrations: the completion carries loss, what exceeds the limit is cut off."""
@@ -83,6 +86,14 @@ class SFTTexts:
     def marked(self, item: Rendered) -> list[Marked]:
         kinds: list[Kind] = ["target" if loss else "context" for loss in self._loss(item)]
         return [Marked("", item.ids, kinds + ["cut"] * (len(item.ids) - len(kinds)))]
+
+    def facts(self, item: Rendered) -> list[str]:
+        beyond = len(item.ids) - self.limit
+        told = {
+            "without target": ["left out: the prompt fills all that is seen"],
+            "cut": [f"cut: {beyond} tokens beyond {self.limit_key} {self.limit} are not seen"],
+        }
+        return [f"{len(item.ids)} tokens", f"{self.targets(item)} with loss", *told.get(self.fate(item), [])]
 
     def _loss(self, item: Rendered) -> list[bool]:
         """Which of the tokens within the limit are predicted and scored; nothing predicts the first."""
@@ -117,8 +128,21 @@ class RewardModelTexts:
         pairs.trainable(items, self._config, path, numbers)
 
     def marked(self, item: Pair) -> list[Marked]:
-        sides = zip(SIDES, self.ids(item), strict=True)
-        return [Marked(side, ids, [*["context"] * (len(ids) - 1), "read"]) for side, ids in sides]
+        return [_scored(side, getattr(item, side)) for side in SIDES]
+
+    def facts(self, item: Pair) -> list[str]:
+        told = {
+            "equal": ["left out: both sides are the same tokens"],
+            "too long": [f"left out: longer than {self.limit_key} {self.limit}"],
+        }
+        margin = [] if item.margin is None else [f"margin {item.margin:g}"]
+        sizes = " and ".join(str(len(ids)) for ids in self.ids(item))
+        return [f"{sizes} tokens", *margin, *told.get(self.fate(item), [])]
+
+
+def _scored(side: str, row: Rendered) -> Marked:
+    answer: list[Kind] = ["answer"] * (len(row.completion_ids) - 1)
+    return Marked(side, row.ids, ["context"] * len(row.prompt_ids) + answer + ["read"])
 
 
 class PPOTexts:
@@ -147,6 +171,9 @@ class PPOTexts:
 
     def marked(self, item: list[int]) -> list[Marked]:
         return [Marked("", item, ["context"] * len(item))]
+
+    def facts(self, item: list[int]) -> list[str]:
+        return [f"{len(item)} tokens", f"at most {self._config.max_new_tokens} are sampled after them"]
 
 
 ROLES = {"sft": "demonstrations", "reward_model": "preferences", "ppo": "prompts"}

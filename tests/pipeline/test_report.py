@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from pipeline.report import result_table, write_report
-from pipeline.report.page import spaced
 from pipeline.report.plots import stage_plots
 from pipeline.report.reading import Series, StageRecord, read_run
 from pipeline.report.table import duration, number
+from pipeline.spaced import spaced
 
 ATTACK = "<script>alert(1)</script>"
 
