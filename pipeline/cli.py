@@ -118,7 +118,7 @@ def data_command(
     """Show rows as the model sees them: every token, the loss mask, what is cut. Loads no model."""
     from pipeline.texts.command import Wanted, show_data
 
-    show_data(load_config(config, overrides or ()), Wanted(stage, rows, html, ids), console)
+    show_data(_valid(config, overrides), Wanted(stage, rows, html, ids), console)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from pipeline.findings import Findings
 from pipeline.model_checks import check_models, length_errors, method_errors, parent_errors
 from pipeline.problems import missing_path
 from pipeline.reward_checks import check_rewards
-from pipeline.texts.gate import Rows, check_texts
+from pipeline.texts.gate import check_texts
 from stages.base import InputError
 
 
@@ -39,17 +39,9 @@ def check(config: PipelineConfig) -> Findings:
     found.errors += method_errors(config)
     check_rewards(config, rows, found)
     if safe and not missing:
-        _check_texts(config, rows, found)
+        check_texts(config, rows, found)
     found.plan = batch_plan.plan(config, counts(rows))
     return found
-
-
-def _check_texts(config: PipelineConfig, rows: Rows, found: Findings) -> None:
-    texts = check_texts(config, rows)
-    found.errors += texts.errors
-    found.notes += texts.notes
-    for stage, summary in texts.summaries:
-        found.passed(stage, summary)
 
 
 def check_environment(config: PipelineConfig, found: Findings) -> None:

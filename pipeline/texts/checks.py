@@ -7,8 +7,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import STAGES, PipelineConfig
+from pipeline.findings import Findings
 from pipeline.texts.files import LONGEST, Row, TextFile, text_file, texts_in
-from pipeline.texts.gate import Rows, TextsFound
+from pipeline.texts.gate import Rows
 from pipeline.texts.stages import ROLES, model_path, texts_of
 from pipeline.texts.summary import summarised
 from stages.base import InputError
@@ -21,7 +22,7 @@ from stages.render import Renderer, rendered
 class TextChecks:
     """A config's texts as tokens; what it sees gathers in `found`."""
 
-    def __init__(self, config: PipelineConfig, found: TextsFound):
+    def __init__(self, config: PipelineConfig, found: Findings):
         self.config, self.found = config, found
         self._used: dict[str, set[int]] = {}
         """Ids in the texts, by the model whose tokenizer made them."""
@@ -68,7 +69,7 @@ class TextChecks:
             self.found.notes.append(_doubled(file, renderer))
         self.found.notes += _written_specials(file, looked, renderer.tokenizer)
         texts.judge(items, file.path, [number for number, _ in looked])
-        self.found.summaries.append((stage, f"{file.path}: {summarised(texts, items, len(rows))}"))
+        self.found.passed(stage, f"{file.path}: {summarised(texts, items, len(file.rows))}")
 
     def _tokenizer(self, path: str, used: set[int]) -> None:
         """TOK01: padding is the stop token. TOK02: ids beyond the embedding."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.data import read_rows
+from stages.data import without_equal_pairs
 
 CHARACTERS = 1_500_000
 """Text of a file that is tokenised, about a second's worth; of more, rows are taken at even distances."""
@@ -37,14 +37,10 @@ class TextFile:
 
 
 def text_file(role: str, path: Path, rows: Sequence[Row]) -> TextFile:
-    """That file with the line of each row, of which some may have been left out in reading."""
-    lines = read_rows(path)
-    if len(lines) == len(rows):
-        return TextFile(role, path, rows, range(1, len(rows) + 1))
-    numbers, waiting = [], iter(enumerate(lines, start=1))
-    for row in rows:
-        numbers.append(next(number for number, line in waiting if line == row))
-    return TextFile(role, path, rows, numbers)
+    """Those of all rows of a file that a stage takes up: pairs whose texts are equal are left out before."""
+    taken = {id(row) for row in without_equal_pairs(rows)}
+    numbered = [(number, row) for number, row in enumerate(rows, start=1) if id(row) in taken]
+    return TextFile(role, path, [row for _, row in numbered], [number for number, _ in numbered])
 
 
 def strings(value: Any) -> list[str]:

@@ -1,42 +1,29 @@
 """Whether texts can be looked at yet, and the look itself. Imports no torch until there is a tokenizer to load."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import PipelineConfig
+from pipeline.findings import Findings
 from pipeline.parents import is_local
-from stages.base import InputError
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-@dataclass
-class TextsFound:
-    """What a look at texts as tokens found."""
-
-    errors: list[InputError] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    summaries: list[tuple[str, str]] = field(default_factory=list)
-    """Of each file without mistakes, the stage and its lengths."""
-
-
-def check_texts(config: PipelineConfig, rows: Rows) -> TextsFound:
+def check_texts(config: PipelineConfig, rows: Rows, found: Findings) -> None:
     """Look at the texts of `rows`, which are those of `demonstrations.train` and so on.
 
     Without a tokenizer on this machine there is a note and nothing else.
     """
-    found = TextsFound()
     if rows and has_tokenizer(config.model.path):
         from pipeline.texts.checks import TextChecks  # torch and transformers
 
         TextChecks(config, found).look(rows)
     elif rows:
         found.notes.append(f"no tokenizer of '{config.model.path}' on this machine yet: texts not checked as tokens")
-    return found
 
 
 def has_tokenizer(model_path: str) -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import PipelineConfig
-from pipeline.data_checks import read_data
+from pipeline.data_checks import data_files, read_data
+from pipeline.findings import Findings
 from pipeline.problems import raise_together
 from pipeline.spaced import spaced
 from pipeline.texts.checks import readable_tokenizer
@@ -55,9 +56,10 @@ def data_view(config: PipelineConfig, stages: Sequence[str], count: int) -> list
 
     Raises InputError as reading data, loading tokenizers and rendering do.
     """
-    data = read_data(config, deferred=False)
-    raise_together(data.errors)
-    return [_stage(config, stage, data.rows, count) for stage in stages]
+    found = Findings()
+    rows = read_data(config, data_files(config, found), False, found)
+    raise_together(found.errors)
+    return [_stage(config, stage, rows, count) for stage in stages]
 
 
 _MEANINGS: dict[Kind, str] = {

@@ -22,7 +22,7 @@ ppo: {steps: 1, rollout_batch_size: 2, minibatch_size: 2, microbatch_size: 2, ma
 """
 DEMONSTRATIONS = [{"prompt": "the film", "completion": end} for end in (" is great", " won", " is bad", " is")]
 PREFERENCES = [{"prompt": "the film", "chosen": " won", "rejected": end} for end in (" lost", " is bad", " is", " so")]
-PROMPTS = [{"prompt": "the film", "length": n} for n in range(4)]
+PROMPTS = [{"prompt": f"the {word}", "length": n} for n, word in enumerate(("film", "plot", "cast", "book"))]
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 
 from pipeline import cli
 from pipeline.config_loading import load_config
-from pipeline.preflight import Preflight, check
+from pipeline.findings import Findings
+from pipeline.preflight import check
 from tests.pipeline.texts.conftest import DEMONSTRATIONS, PREFERENCES, save_base, write
 from tests.toy_models import BOS, CHAT_TEMPLATE, VOCABULARY
 
@@ -20,7 +21,7 @@ def errors(*overrides: str) -> list[str]:
     return [str(error) for error in check(load_config("config.yaml", overrides)).errors]
 
 
-def found(*overrides: str) -> Preflight:
+def found(*overrides: str) -> Findings:
     found = check(load_config("config.yaml", overrides))
     assert found.errors == []
     return found
@@ -31,7 +32,7 @@ def notes(*overrides: str) -> list[str]:
 
 
 def summary(stage: str, *overrides: str) -> str:
-    (line,) = found(*overrides).fine[stage]
+    (line,) = [line for line in found(*overrides).fine[stage] if "tokens median" in line]
     return line
 
 
@@ -66,7 +67,7 @@ def test_a_template_that_refuses_messages_is_told_with_their_row():
 
 
 def test_bos_that_the_texts_write_too_is_told_and_taken_away():
-    write("prompts", [{"prompt": "<bos>the film"}] * 4)
+    write("prompts", [{"prompt": f"<bos>the {word}"} for word in ("film", "plot", "cast", "book")])
     assert notes() == [
         "[TMPL03] prompts.jsonl: prompts begin with <bos><bos>, since their text or template writes one; one is kept",
         "[TMPL03] prompts.jsonl: 4 of 4 rows (1, 2, 3, 4) have <bos> in their text; it is read as that special token",

@@ -16,13 +16,9 @@ def test_sampling_that_would_not_be_scored_is_refused(key: str, value: float) ->
 
 
 def test_batches_must_divide_and_the_nearest_sizes_are_named() -> None:
-    with pytest.raises(
-        ValidationError, match="ppo.rollout_batch_size 100 is not a multiple of ppo.minibatch_size 32"
-    ):
+    with pytest.raises(ValidationError, match="ppo.rollout_batch_size 100 is not a multiple of ppo.minibatch_size 32"):
         PPOConfig(rollout_batch_size=100, minibatch_size=32, microbatch_size=16)
-    with pytest.raises(
-        ValidationError, match="ppo.minibatch_size 32 is not a multiple of ppo.microbatch_size 12"
-    ):
+    with pytest.raises(ValidationError, match="ppo.minibatch_size 32 is not a multiple of ppo.microbatch_size 12"):
         PPOConfig(rollout_batch_size=64, minibatch_size=32, microbatch_size=12)
 
 
