@@ -14,8 +14,10 @@ ROOM = ("sft.max_length=32", "reward_model.max_length=32", "ppo.max_prompt_token
 def chat() -> None:
     """Demonstrations as messages."""
     roles = ("user", "assistant")
-    for name in ("demonstrations", "demonstrations.eval"):
-        write(f"{name}.jsonl", *[{"messages": [{"role": r, "content": f"so {n}"} for r in roles]} for n in range(12)])
+    for name, say in (("demonstrations", "so"), ("demonstrations.eval", "why")):
+        write(
+            f"{name}.jsonl", *[{"messages": [{"role": r, "content": f"{say} {n}"} for r in roles]} for n in range(12)]
+        )
 
 
 MISTAKES = [
@@ -67,7 +69,7 @@ TOLD = [
     Case(
         16,
         "reward model with another tokenizer",
-        "[RM02] reward model ./other has a tokenizer or template of its own ... the value model starts from the policy",
+        "[RM02] reward model ./other has a tokenizer or template of its own … the value model starts from the policy",
         lambda: (save_base(), save_base("other", VOCABULARY + 1, extra_special_tokens=["<tool>"])),
         ("reward_model.path=./other",),
     ),
