@@ -48,9 +48,9 @@ def config(file: Path, model: Path, runs: Path) -> Path:
     return file
 
 
-def run_folder(config: Path) -> Path:
+def run_folder(config: Path, *overrides: str) -> Path:
     """A run folder in which no stage has started."""
-    return RunDir.create(load_config(config), ["rlhf", "run", str(config)]).path
+    return RunDir.create(load_config(config, overrides), ["rlhf", "run", str(config)]).path
 
 
 def sealed(folder: Path, write: Callable[[Path], None]) -> StageContext:

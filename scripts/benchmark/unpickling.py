@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,18 @@ def watched(work: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "RLHF_AUDIT": str(work / "audit"), "HF_HUB_OFFLINE": "1"}
 
 
-def run_killed_chain(work: Path, environment: dict[str, str], killed: tuple[str, ...], *more: str) -> str | None:
-    """The tiny chain from its data to its report; each of these stages is killed once it has a checkpoint.
+def run_killed(environment: dict[str, str], run: Path, killed: Sequence[str], *arguments: str) -> str | None:
+    """`rlhf` with these arguments until each of these stages of `run` was killed with a checkpoint, then to its end.
 
     What went wrong, or None.
     """
-    command = [sys.executable, "-m", "pipeline.cli", "run", "configs/tiny.yaml", f"run.root={work}", *SMALL, *more]
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
     for stage in killed:
-        _kill_at_checkpoint(command, environment, work / "tiny" / stage / "checkpoints")
+        _kill_at_checkpoint(command, environment, run / stage / "checkpoints")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE)
-    logs = {stage: work / "tiny" / stage / "log.txt" for stage in killed}
-    resumed = all("resuming from" in log.read_text(encoding="utf-8") for log in logs.values())
-    return None if done.returncode == 0 and resumed else (done.stdout + done.stderr)[-1500:]
+    told = done.stdout + done.stderr
+    resumed = told.count("resuming from") == len(killed)
+    return None if done.returncode == 0 and resumed else told[-1500:]
 
 
 def control(environment: dict[str, str]) -> None:

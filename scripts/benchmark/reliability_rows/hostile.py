@@ -1,9 +1,9 @@
 """Files that attack: R33, R34."""
 
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,9 +16,7 @@ from stages.base import InputError
 from stages.models.trusted import unsafe
 
 LIMIT = 2.0
-"""Seconds for a refusal."""
-TRIES = 3
-"""How often a refusal is timed that took longer; the machine may be busy with something else."""
+"""Seconds for a refusal, of processor time: how busy the machine is with something else says nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +42,25 @@ def refusals(work: Path, quick: bool) -> Figure:
         for attempt in [*map(_called, trial.loaders), *map(_started, few if quick else trial.commands)]:
             told, seconds = _timed(attempt)
             attempts, slowest = attempts + 1, max(slowest, seconds)
-            if f"[{trial.code}]" not in told or "Traceback" in told or not (quick or seconds <= LIMIT):
+            if f"[{trial.code}]" not in told or "Traceback" in told or seconds > LIMIT:
                 failures[trial.name] = f"{seconds:.1f} s: {told[-300:]}"
         if trial.canary.read_text() != "untouched":
             failures[trial.name] = "the canary was touched"
     failures |= _controls(good, work)
     refused = len(trials) - len(failures)
-    found = f"{refused}/{len(trials)} refused in {attempts} attempts, canary untouched, slowest {slowest:.1f} s"
+    found = f"{refused}/{len(trials)} refused in {attempts} attempts, canary untouched, slowest {slowest:.1f} s of processor time"
     return Figure(found, not failures and len(trials) >= 20, {"failures": failures, "slowest_seconds": slowest})
 
 
 def _timed(attempt: Callable[[], str]) -> tuple[str, float]:
-    """What was said, and the seconds until then: the shortest of a few tries when the first was too long."""
-    shortest = float("inf")
-    for _ in range(TRIES):
-        start = time.monotonic()
-        told = attempt()
-        shortest = min(shortest, time.monotonic() - start)
-        if shortest <= LIMIT:
-            break
-    return told, shortest
+    """What was said, and the seconds of processor time until then, here and in children."""
+    start = _processor_seconds()
+    return attempt(), _processor_seconds() - start
+
+
+def _processor_seconds() -> float:
+    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 def _controls(good: Path, work: Path) -> dict[str, str]:
@@ -229,7 +226,12 @@ def unpickling(work: Path, quick: bool) -> Figure:
     """The whole tiny chain with a kill and a resume in each training stage; quick: SFT alone."""
     environment = unpickling_events.watched(work)
     stages = unpickling_events.STAGES[:1] if quick else unpickling_events.STAGES
-    problem = unpickling_events.run_killed_chain(work, environment, stages, *(("--only", "sft") if quick else ()))
+    run, command = work / "tiny", ["run", "configs/tiny.yaml", f"run.root={work}", *unpickling_events.SMALL]
+    if quick:
+        config = tiny_files.config(work / "config.yaml", tiny_files.model(work / "good"), work)
+        run = tiny_files.run_folder(config, "sft.max_steps=3", "sft.checkpoint_every=1")
+        command = ["stage", "sft", str(run)]
+    problem = unpickling_events.run_killed(environment, run, stages, *command)
     found, watched = unpickling_events.events(work), unpickling_events.processes(work)
     unpickling_events.control(environment)
     seen = len(unpickling_events.events(work)) - len(found)

@@ -34,11 +34,13 @@ REFUSED: Mapping[str, tuple[str, str]] = {
 """Secrets that a config or an override brings: key and value."""
 LEAKY = """\
 import json, os, sys
+calls = []
 
 def leaky(prompts, completions, **columns):
     print(os.environ, *os.environ.values(), sep="\\n", flush=True)
     print(json.dumps(dict(os.environ)), file=sys.stderr, flush=True)
-    if "LEAKY_RAISES" in os.environ:
+    calls.append(1)
+    if os.environ.get("LEAKY_RAISES") in ("everywhere", *(sys.argv[1:2] if len(calls) > 3 else ())):
         raise RuntimeError(f"no connection with {os.environ}")
     return [float(len(text)) for text in completions]
 """
@@ -64,21 +66,25 @@ def leaks(work: Path, quick: bool) -> Figure:
 
 
 def _runs(work: Path, quick: bool) -> tuple[str, bool]:
-    """What the terminal showed, and whether the run ended well, the crash did not, and W&B logged."""
+    """What the terminal showed, and whether the run ended well, the crashes did not, and W&B logged; quick: a crash."""
     (work / "leaky.py").write_text(LEAKY)
     model = tiny_files.model(work / "good")
     config = str(tiny_files.config(work / "config.yaml", model, work / "runs"))
-    sizes = ["ppo.steps=1", "ppo.rollout_batch_size=8", "ppo.minibatch_size=8", "ppo.microbatch_size=8"]
+    sizes = ["ppo.steps=2", "ppo.rollout_batch_size=8", "ppo.minibatch_size=8", "ppo.microbatch_size=8"]
     sizes += [f"data.prompts.eval={work}/good/prompts.eval.jsonl", "ppo.eval_prompts=8", "evaluation.prompts=8"]
+    sizes += ["sft.max_steps=2", "reward_model.max_steps=2", "ppo.checkpoint_every=1", "tracking.wandb=offline"]
     alone = ["sft.enabled=false", "reward_model.enabled=false", f"reward=[{{function: '{work}/leaky.py:leaky'}}]"]
-    whole = ["sft.max_steps=2", "reward_model.max_steps=2"]
-    whole += [f"reward=[{{model: reward_model}}, {{function: '{work}/leaky.py:leaky'}}]"]
-    tracked = ["tracking.wandb=offline", "ppo.checkpoint_every=1"]
-    well = _rlhf(work, {}, "run", config, *sizes, *(alone if quick else whole), *tracked)
-    crash = _rlhf(work, {"LEAKY_RAISES": "1"}, "--debug", "run", config, "run.name=crash", *sizes, *alone)
-    logged = list((work / "runs/tiny/ppo/wandb").glob("offline-run-*/*.wandb"))
-    expected = well.returncode == 0 and crash.returncode == 2 and bool(logged)
-    return well.stdout + crash.stdout, expected
+    whole = [f"reward=[{{model: reward_model}}, {{function: '{work}/leaky.py:leaky'}}]"]
+    crash = ["--debug", "run", config, "run.name=crash", *sizes, *alone]
+    done = [_rlhf(work, {"LEAKY_RAISES": "stage"}, *crash)]
+    if not quick:
+        done += [_rlhf(work, {}, "run", config, *sizes, *whole)]
+        done += [_rlhf(work, {"LEAKY_RAISES": "everywhere"}, "check", config, *sizes, *alone)]
+    error = json.loads((work / "runs/crash/ppo/stage.json").read_text()).get("error", "")
+    logged = list((work / "runs/crash/ppo/wandb").glob("offline-run-*/*.wandb"))
+    expected = [one.returncode for one in done] == [2, 0, 2][: len(done)]
+    expected = expected and bool(logged) and "[redacted WANDB_API_KEY]" in error
+    return "".join(one.stdout for one in done), expected
 
 
 def _refusals(work: Path) -> tuple[int, str]:
