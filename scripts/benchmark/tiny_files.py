@@ -4,11 +4,15 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.checkpoints import CheckpointManager
 from pipeline.config_loading import load_config
 from pipeline.rundir import RunDir
 from stages.base import StageContext
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 CONFIG = """\
 run: {{name: tiny, root: {runs}}}
@@ -51,6 +55,15 @@ def config(file: Path, model: Path, runs: Path) -> Path:
 def run_folder(config: Path, *overrides: str) -> Path:
     """A run folder in which no stage has started."""
     return RunDir.create(load_config(config, overrides), ["rlhf", "run", str(config)]).path
+
+
+def trainer(context: StageContext) -> "Trainer":
+    """A trainer of transformers that has something to resume."""
+    from torch import nn
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(output_dir=str(context.folder), report_to="none", use_cpu=True)
+    return Trainer(nn.Linear(1, 1), arguments)
 
 
 def sealed(folder: Path, write: Callable[[Path], None]) -> StageContext:

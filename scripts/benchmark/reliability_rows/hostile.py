@@ -48,7 +48,8 @@ def refusals(work: Path, quick: bool) -> Figure:
             failures[trial.name] = "the canary was touched"
     failures |= _controls(good, work)
     refused = len(trials) - len(failures)
-    found = f"{refused}/{len(trials)} refused in {attempts} attempts, canary untouched, slowest {slowest:.1f} s of processor time"
+    cost = f"slowest {slowest:.1f} s of processor time"
+    found = f"{refused}/{len(trials)} refused in {attempts} attempts, canary untouched, {cost}"
     return Figure(found, not failures and len(trials) >= 20, {"failures": failures, "slowest_seconds": slowest})
 
 
@@ -213,12 +214,21 @@ def _checkpoints(work: Path) -> Iterator[Trial]:
         context = tiny_files.sealed(
             folder, lambda f, n=name, c=canary, a=archive: hostile_files.hostile_pickle(f / n, c, a)
         )
-        yield Trial(f"sealed {name}", "SAFE06", canary, [], [lambda context=context: train_to_end(None, context)])
+        yield Trial(
+            f"sealed {name}",
+            "SAFE06",
+            canary,
+            [],
+            [lambda c=context, t=tiny_files.trainer(context): train_to_end(t, c)],
+        )
     folder, canary = _place(work, "sealed link")
     outside = folder / "outside"
     outside.write_text("{}")
     linked = tiny_files.sealed(folder, lambda f: (f / "state.json").symlink_to(outside))
-    loaders = [lambda: train_to_end(None, linked), lambda: load_state(linked.checkpoints.latest()[1])]
+    loaders = [
+        lambda t=tiny_files.trainer(linked): train_to_end(t, linked),
+        lambda: load_state(linked.checkpoints.latest()[1]),
+    ]
     yield Trial("sealed link out of the checkpoint", "SAFE03", canary, [], loaders)
 
 
