@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from scripts.benchmark import hostile_files, tiny_files
@@ -196,7 +197,7 @@ def _names_and_configs(work: Path, good: Path) -> Iterator[Trial]:
 
     run.rename(folder / "elsewhere")
     run.symlink_to(folder / "elsewhere")
-    yield Trial("linked run folder", "RUN05", canary, [["check", config], ["run", config], ["stage", "sft", str(run)]])
+    yield Trial("linked run folder", "RUN05", canary, [["run", config], ["stage", "sft", str(run)]])
 
 
 def _checkpoints(work: Path) -> Iterator[Trial]:
@@ -211,25 +212,21 @@ def _checkpoints(work: Path) -> Iterator[Trial]:
         "scaler.pt": False,
     }.items():
         folder, canary = _place(work, f"sealed {name}")
-        context = tiny_files.sealed(
-            folder, lambda f, n=name, c=canary, a=archive: hostile_files.hostile_pickle(f / n, c, a)
-        )
-        yield Trial(
-            f"sealed {name}",
-            "SAFE06",
-            canary,
-            [],
-            [lambda c=context, t=tiny_files.trainer(context): train_to_end(t, c)],
-        )
+        write = partial(_write_pickle, name, canary, archive)
+        context = tiny_files.sealed(folder, write)
+        resume = partial(train_to_end, tiny_files.trainer(context), context)
+        yield Trial(f"sealed {name}", "SAFE06", canary, [], [resume])
     folder, canary = _place(work, "sealed link")
     outside = folder / "outside"
     outside.write_text("{}")
-    linked = tiny_files.sealed(folder, lambda f: (f / "state.json").symlink_to(outside))
-    loaders = [
-        lambda t=tiny_files.trainer(linked): train_to_end(t, linked),
-        lambda: load_state(linked.checkpoints.latest()[1]),
-    ]
-    yield Trial("sealed link out of the checkpoint", "SAFE03", canary, [], loaders)
+    context = tiny_files.sealed(folder, lambda f: (f / "state.json").symlink_to(outside))
+    resume = partial(train_to_end, tiny_files.trainer(context), context)
+    load = partial(load_state, context.checkpoints.latest()[1])
+    yield Trial("sealed link out of the checkpoint", "SAFE03", canary, [], [resume, load])
+
+
+def _write_pickle(name: str, canary: Path, archive: bool, folder: Path) -> None:
+    hostile_files.hostile_pickle(folder / name, canary, archive)
 
 
 def unpickling(work: Path, quick: bool) -> Figure:
