@@ -18,8 +18,8 @@ from scripts.benchmark.tiny_chain import STAGES, TinyChain
 
 MEGABYTES = 3
 """Size of a checkpoint of the saver campaign."""
-LONGEST = 0.25
-"""Seconds after which a saving process is killed at the latest; it saves some ten times in them."""
+SAVES = 3
+"""A saving process is killed within the time of so many saves."""
 
 
 # The saver alone: a process that does nothing but save.
@@ -42,10 +42,12 @@ class SaverKills:
 def kill_savers(folder: Path, kills: int, seed: int) -> SaverKills:
     """Kill processes that save in a tight loop, each going on from what the one before left."""
     campaign, instants, start = SaverKills(), random.Random(seed), time.monotonic()
-    newest = 0
+    for newest in range(1, SAVES + 1):
+        _save(folder, newest)
+    longest = time.monotonic() - start
     for number in range(kills):
         leftovers = set(folder.glob(".*"))
-        committed = _save_until_killed(folder, newest, instants.uniform(0, LONGEST))
+        committed = _save_until_killed(folder, newest, instants.uniform(0, longest))
         campaign.during_a_save += bool(set(folder.glob(".*")) - leftovers)
         found = _manager(folder).latest()
         step = found[0] if found else 0
@@ -63,6 +65,10 @@ def _manager(folder: Path) -> CheckpointManager:
     return CheckpointManager(folder, keep=2, identity={"stage": "saver"}, tell=lambda line: None)
 
 
+def _save(folder: Path, step: int) -> None:
+    _manager(folder).save(step, lambda aside: _write(aside, step))
+
+
 def _save_until_killed(folder: Path, newest: int, seconds: float) -> int:
     """The last step whose save had returned when a forked process was killed; 0 when none had."""
     reading, writing = os.pipe()
@@ -70,7 +76,7 @@ def _save_until_killed(folder: Path, newest: int, seconds: float) -> int:
     if child == 0:
         try:
             for step in _endlessly(newest):
-                _manager(folder).save(step, lambda aside, step=step: _write(aside, step))
+                _save(folder, step)
                 os.write(writing, step.to_bytes(8, "big"))
         finally:
             os._exit(1)
