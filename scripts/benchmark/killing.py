@@ -1,6 +1,7 @@
 """Starting a command and killing all of it at an instant, as a power cut or a scheduler would."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -47,6 +48,22 @@ def run(
         finally:
             kill_session(process.pid)
             process.wait()
+
+
+class Instants:
+    """Uniform instants within the time that a command takes."""
+
+    def __init__(self, seed: str, longest: float):
+        self._random, self._longest = random.Random(seed), longest
+
+    def draw(self) -> float:
+        """Seconds after which to kill."""
+        self._started, instant = time.monotonic(), self._random.uniform(0, self._longest)
+        return instant
+
+    def came_too_late(self) -> None:
+        """The command ended before the instant that was drawn last: it takes less time than thought."""
+        self._longest = time.monotonic() - self._started
 
 
 def kill_session(leader: int) -> None:

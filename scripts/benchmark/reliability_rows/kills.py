@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.checkpoints import CheckpointManager
+from scripts.benchmark.killing import Instants
 from scripts.benchmark.scoreboard import Figure, Row
 from scripts.benchmark.tiny_chain import STAGES, TinyChain
 
@@ -132,12 +133,14 @@ class RunKills:
 
 def kill_runs(chain: TinyChain, stage: str, kills: int, seed: int) -> RunKills:
     """Kill `rlhf run` inside a stage at uniform instants, up to three times a run, then let it finish."""
-    campaign, instants, start = RunKills(), random.Random(f"{seed} {stage}"), time.monotonic()
+    campaign, instants, start = RunKills(), Instants(f"{seed} {stage}", chain.seconds[stage]), time.monotonic()
     while campaign.kills < kills:
         run = chain.copy(f"{stage}-{campaign.runs}", before=stage)
         campaign.runs += 1
-        for _ in range(min(3, kills - campaign.kills)):
-            if run.play(stage, kill_after=instants.uniform(0, chain.seconds[stage])) is not None:
+        for earlier in range(min(3, kills - campaign.kills)):
+            if run.play(stage, kill_after=instants.draw()) is not None:
+                if not earlier:
+                    instants.came_too_late()
                 break
             campaign.kills += 1
             campaign.after_a_checkpoint += run.checkpoints(stage) > 0

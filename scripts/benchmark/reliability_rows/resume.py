@@ -1,6 +1,5 @@
 """The same bits after a resume: R7 to R11, R29."""
 
-import random
 import shutil
 import time
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.benchmark.exact_chain import FULL, PACKED, WITH_LORA, ExactChain, Variant
+from scripts.benchmark.killing import Instants
 from scripts.benchmark.scoreboard import Figure, Row
 from scripts.benchmark.tiny_chain import TinyChain
 from scripts.benchmark.traces import differences, rows, trace
@@ -92,13 +92,15 @@ def episodes(work: Path, quick: bool) -> Figure:
     """R11"""
     chain = ExactChain(work / "chain", FULL, "ppo")
     expected = Counter(row["episode"] for row in rows(chain.whole / "samples.jsonl"))
-    instants, kills, bad = random.Random(11), 0, {}
+    instants, kills, bad = Instants("R11", chain.seconds), 0, {}
     repeated = missed = 0
     schedules = 1 if quick else 50
     start = time.monotonic()
     for number in range(schedules):
-        for _ in range(instants.randint(1, 3)):
-            if chain.play("ppo", kill_after=instants.uniform(0, chain.seconds)) is not None:
+        for earlier in range(1 + number % 3):
+            if chain.play("ppo", kill_after=instants.draw()) is not None:
+                if not earlier:
+                    instants.came_too_late()
                 break
             kills += 1
         code = chain.play("ppo")
@@ -122,7 +124,7 @@ def episodes(work: Path, quick: bool) -> Figure:
 def whole_chain(work: Path, quick: bool) -> Figure:
     """R29"""
     chain = TinyChain(work)
-    total, instants, kills, runs, bad = sum(chain.seconds.values()), random.Random(29), 0, 0, []
+    instants, kills, runs, bad = Instants("R29", sum(chain.seconds.values())), 0, 0, []
     wanted = 1 if quick else 30
     stages: Counter[str] = Counter()
     start = time.monotonic()
@@ -130,8 +132,10 @@ def whole_chain(work: Path, quick: bool) -> Figure:
         run = chain.copy(f"chain-{runs}")
         runs += 1
         marks: Mapping[str, Any] = {}
-        for _ in range(min(3, wanted - kills)):
-            if run.play(kill_after=instants.uniform(0, total)) is not None:
+        for earlier in range(min(3, wanted - kills)):
+            if run.play(kill_after=instants.draw()) is not None:
+                if not earlier:
+                    instants.came_too_late()
                 break
             kills += 1
             now = run.finished()
