@@ -138,7 +138,9 @@ def kill_runs(chain: TinyChain, stage: str, kills: int, seed: int) -> RunKills:
         run = chain.copy(f"{stage}-{campaign.runs}", before=stage)
         campaign.runs += 1
         for earlier in range(min(3, kills - campaign.kills)):
-            if run.play(stage, kill_after=instants.draw()) is not None:
+            code = run.play(stage, kill_after=instants.draw())
+            if code is not None:
+                campaign.bad += [f"{run.root}: exit code {code} before its kill"] if code else []
                 if not earlier:
                     instants.came_too_late()
                 break

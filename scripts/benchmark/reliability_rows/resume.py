@@ -98,12 +98,13 @@ def episodes(work: Path, quick: bool) -> Figure:
     start = time.monotonic()
     for number in range(schedules):
         for earlier in range(1 + number % 3):
-            if chain.play("ppo", kill_after=instants.draw()) is not None:
+            code = chain.play("ppo", kill_after=instants.draw())
+            if code is not None:
                 if not earlier:
                     instants.came_too_late()
                 break
             kills += 1
-        code = chain.play("ppo")
+        code = code or chain.play("ppo")
         found = Counter(row["episode"] for row in rows(chain.folder / "samples.jsonl"))
         repeated += (found - expected).total()
         missed += (expected - found).total()
@@ -133,13 +134,15 @@ def whole_chain(work: Path, quick: bool) -> Figure:
         runs += 1
         marks: Mapping[str, Any] = {}
         for earlier in range(min(3, wanted - kills)):
-            if run.play(kill_after=instants.draw()) is not None:
+            code = run.play(kill_after=instants.draw())
+            if code is not None:
+                bad += [f"{run.root}: exit code {code} before its kill"] if code else []
                 if not earlier:
                     instants.came_too_late()
                 break
             kills += 1
             now = run.finished()
-            bad += [f"{run.root}: {name} was finished and is touched" for name in marks if marks[name] != now[name]]
+            bad += [f"{run.root}: {name} was finished and is touched" for name in marks if marks[name] != now.get(name)]
             stages[f"after {len(now)} stages"] += 1
             marks = now
         bad += run.finish()
