@@ -62,7 +62,7 @@ class EvaluationConfig(Settings):
 
 class CheckConfig(Settings):
     reward_seconds: float = Field(default=8.0, gt=0)
-    """Seconds in which a reward function has to score four samples before anything is loaded."""
+    """Seconds in which a reward function, once imported, has to score four samples before anything is loaded."""
     max_shared_rows: float = Field(default=0.5, ge=0, le=1)
     """Fraction of held-out rows that may also be training rows; fewer are told."""
     max_conflicting_pairs: float = Field(default=0.1, ge=0, le=1)
@@ -89,7 +89,7 @@ class PipelineConfig(Settings):
     data: DataConfig = DataConfig()
     sft: SFTConfig = SFTConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
-    reward: list[RewardTerm] = [RewardTerm(model="reward_model")]
+    reward: list[RewardTerm] = Field(default=[RewardTerm(model="reward_model")], min_length=1)
     """Terms of the score that PPO maximises; they are added."""
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -110,7 +110,8 @@ def _apply(override: str, document: Document) -> None:
         value = strict_yaml.scalar(text)
         _set(document.values, path, value)
     except InputError as error:
-        document.errors.append(InputError("CONF05", f"{place}: {error}", fix="correct the value"))
+        told = str(error).partition("] value:1: ")[2].rpartition("; fix: ")[0]
+        document.errors.append(InputError("CONF05", f"{place}: {told}", fix="correct the value"))
         return
     except (TypeError, IndexError, KeyError):
         found = f"{place}: '{key}' leads through a value that has no such part"

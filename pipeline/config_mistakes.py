@@ -25,6 +25,9 @@ _PLAINER = {
     "number, unable to parse string as a number": "a number",
     "integer, unable to parse string as an integer": "a whole number",
     "integer, got a number with a fractional part": "a whole number",
+    "boolean": "true or false",
+    "number": "a number",
+    "integer": "a whole number",
     "dictionary": "a section of `key: value` lines",
     "list": "a list",
 }
@@ -168,6 +171,8 @@ def _rendered(path: KeyPath, group: Sequence[ErrorDetails], document: Document, 
 
 def _expected(detail: ErrorDetails) -> str:
     told = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    if detail["type"] == "too_short":
+        return f"at least {detail['ctx']['min_length']} of them"
     if detail["type"] == "string_pattern_mismatch":
         return f"text like {detail['ctx']['pattern']}"
     return _PLAINER.get(told, told)
@@ -222,6 +227,9 @@ def _placed(path: KeyPath, document: Document) -> KeyPath:
 
 def _place(path: KeyPath, document: Document, source: Path | None = None) -> str:
     placed = _placed(path, document)
+    below = [place for known, place in document.places.items() if known[: len(path)] == path] if path else []
+    if below and len(placed) < len(path):
+        return below[0]  # a section that only an override writes to
     return str(source) if source and not placed else document.places.get(placed, str(source))
 
 

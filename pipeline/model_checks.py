@@ -94,13 +94,14 @@ def method_errors(config: PipelineConfig) -> Iterator[InputError]:
     if starts_at_model and config.ppo.tuning.uses_virtual_tokens and not adapter.is_file():
         problem = f"ppo.tuning.method {config.ppo.tuning.method} without sft: new virtual tokens change the policy"
         yield InputError("TUNE06", problem, fix="set sft.enabled=true with the same tuning, or use lora or full")
-    tunings = [getattr(config, stage).tuning for stage in STAGES if getattr(config, stage).enabled]
-    named = [tuning for tuning in tunings if tuning.method not in KEYS]
+    tunings = {stage: getattr(config, stage).tuning for stage in STAGES if getattr(config, stage).enabled}
+    named = {stage: tuning for stage, tuning in tunings.items() if tuning.method not in KEYS}
     if named:
         from stages.models.peft_types import check_peft_type  # torch: only for those who name a PEFT type
 
-        for tuning in named:
-            yield from collected(lambda tuning=tuning: check_peft_type(tuning))
+        for stage, tuning in named.items():
+            for error in collected(lambda tuning=tuning: check_peft_type(tuning)):
+                yield InputError(error.code, f"{stage}.tuning: {error.problem}", error.fix)
 
 
 def length_errors(config: PipelineConfig) -> Iterator[InputError]:

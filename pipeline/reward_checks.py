@@ -7,7 +7,7 @@ from pipeline.config import PipelineConfig
 from pipeline.data_checks import Rows
 from pipeline.findings import Findings
 from reward.base import RewardError
-from reward.dry_run import Trial, try_all
+from reward.dry_run import Patience, Trial, try_all
 from stages.base import InputError
 from stages.data import Row
 
@@ -26,9 +26,8 @@ def check_rewards(config: PipelineConfig, rows: Rows, found: Findings) -> None:
         found.errors.append(InputError("CONF09", problem, fix="use a function that training has not seen"))
     trials = list(_trials(config, rows))
     told: set[str] = set()
-    for (part, trial), outcome in zip(
-        trials, try_all([trial for _, trial in trials], config.check.reward_seconds), strict=True
-    ):
+    outcomes = try_all([trial for _, trial in trials], Patience(config.check.reward_seconds))
+    for (part, trial), outcome in zip(trials, outcomes, strict=True):
         if isinstance(outcome, RewardError):
             if str(outcome) not in told:  # a function that is a term twice, or scores both files
                 found.errors.append(InputError(outcome.code, outcome.problem, outcome.fix))

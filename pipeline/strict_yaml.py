@@ -60,7 +60,13 @@ class Document:
 def read(text: str, source: str | Path) -> Document:
     """Parse one YAML document; syntax errors, duplicate keys, aliases and tags end up in `errors`."""
     document = Document(values={})
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        place = f"{source}:{text[: error.position].count(chr(10)) + 1}"
+        problem = f"{place}: holds the character U+{error.character:04X}, which is no text"
+        document.errors.append(InputError("CONF03", problem, fix="remove it"))
+        return document
     try:
         _refuse_aliases(text, source, document)
         node = None if document.errors else loader.get_single_node()
@@ -141,7 +147,7 @@ class _Reader:
         try:
             return _scalar(self.loader, node)
         except (ValueError, yaml.YAMLError):
-            self._complain("CONF03", node, f"{node.value!r} is no {node.tag[18:]}", "correct it")
+            self._complain("CONF03", node, f"{node.value!r:.40} is no {node.tag[18:]}", "correct it")
             return None
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:

@@ -21,6 +21,10 @@ from typing import Any, BinaryIO
 from reward.base import RewardError, resolve
 from reward.contract import LIMIT, scores_of
 
+IMPORT_SECONDS = 60.0
+"""Seconds for the function's file and what it imports, which its own time does not count."""
+_CALLING = "calling the function\n"
+"""What the process says when the import is done."""
 _GRACE = 2.0
 """Seconds after its time within which a process that is stuck has said where, and ended."""
 
@@ -38,13 +42,21 @@ class Trial:
     limit: float = LIMIT
 
 
-def try_all(trials: Sequence[Trial], seconds: float) -> list[list[float] | RewardError]:
+@dataclass(frozen=True)
+class Patience:
+    """How long a trial may take, in seconds."""
+
+    call: float
+    imports: float = IMPORT_SECONDS
+
+
+def try_all(trials: Sequence[Trial], patience: Patience) -> list[list[float] | RewardError]:
     """The scores of each trial, or what is wrong with the function. The trials run side by side.
 
-    Mistakes are REW01 to REW04 as in reward.base and reward.contract, and REW05: not back within `seconds`.
+    Mistakes are REW01 to REW04 as in reward.base and reward.contract, and REW05: not back in time.
     """
     with tempfile.TemporaryDirectory() as folder:
-        running = [_Running(trial, seconds, Path(folder, str(i))) for i, trial in enumerate(trials)]
+        running = [_Running(trial, patience, Path(folder, str(i))) for i, trial in enumerate(trials)]
         try:
             return [one.outcome() for one in running]
         finally:
@@ -55,18 +67,18 @@ def try_all(trials: Sequence[Trial], seconds: float) -> list[list[float] | Rewar
 class _Running:
     """A trial under way; what it is asked, answers and complains of are files."""
 
-    def __init__(self, trial: Trial, seconds: float, folder: Path):
-        self._trial, self._seconds = trial, seconds
+    def __init__(self, trial: Trial, patience: Patience, folder: Path):
+        self._trial, self._patience = trial, patience
         folder.mkdir()
         self._answer, self._complaints = folder / "answer", folder / "complaints"
-        (folder / "question").write_text(json.dumps({"trial": asdict(trial), "seconds": seconds}))
+        (folder / "question").write_text(json.dumps({"trial": asdict(trial), "patience": asdict(patience)}))
         with (folder / "question").open() as question, self._answer.open("wb") as out:
             self._process = _start(question.fileno(), out, self._complaints)
 
     def outcome(self) -> list[float] | RewardError:
         """Waits for the answer, and not longer than the trial's time."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(self._seconds + _GRACE)
+            self._process.wait(self._patience.imports + self._patience.call + _GRACE)
         code = self._process.poll()
         answer, complaints = self._answer.read_text(), self._complaints.read_text(errors="replace")
         if code is None or "Timeout (" in complaints:
@@ -88,7 +100,11 @@ class _Running:
         lines = re.findall(r'File "(.*)", line (\d+)', complaints)
         own = [(path, line) for path, line in lines if file.endswith(".py") and path.endswith(file)] or lines
         where = f"; it is at {own[0][0]}:{own[0][1]}" if own else ""
-        problem = f"{self._trial.spec} has not returned after {self._seconds:g} s on {len(self._trial.prompts)} samples"
+        if _CALLING not in complaints:
+            problem = f"{self._trial.spec}: importing it has not ended after {self._patience.imports:g} s{where}"
+            return RewardError("REW05", problem, fix="move what takes long from the file's top level into the function")
+        took = f"after {self._patience.call:g} s on {len(self._trial.prompts)} samples"
+        problem = f"{self._trial.spec} has not returned {took}"
         return RewardError("REW05", problem + where, fix="mend it, or give it longer: check.reward_seconds")
 
 
@@ -111,10 +127,11 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the function prints is no answer
     asked = json.load(sys.stdin)
-    faulthandler.dump_traceback_later(asked["seconds"], exit=True)
+    patience = Patience(**asked["patience"])
+    faulthandler.dump_traceback_later(patience.imports, exit=True)
     sys.path.append(os.getcwd())
     try:
-        answered: dict[str, Any] = {"scores": _scores(Trial(**asked["trial"]))}
+        answered: dict[str, Any] = {"scores": _scores(Trial(**asked["trial"]), patience.call)}
     except RewardError as error:
         answered = {"code": error.code, "problem": error.problem, "fix": error.fix}
     json.dump(answered, answer)
@@ -123,10 +140,13 @@ def main() -> None:
     os._exit(0)  # threads of the function's libraries are not waited for
 
 
-def _scores(trial: Trial) -> list[float]:
+def _scores(trial: Trial, seconds: float) -> list[float]:
     function = resolve(trial.spec)
     if not trial.prompts:
         return []
+    sys.stderr.write(_CALLING)
+    sys.stderr.flush()
+    faulthandler.dump_traceback_later(seconds, exit=True)
     named = {**(trial.columns or {}), **(trial.arguments or {})}
     return scores_of(trial.spec, function, trial.prompts, trial.completions, named, trial.limit)
 

@@ -1,12 +1,14 @@
 """Mistakes that users make, driven through `rlhf`: each is told before a model is loaded, with code, place and fix.
 
-Numbers are rows of a list of thirty such mistakes. Two of them, a host file and a DeepSpeed configuration, cannot be
-made yet: there is no launcher.
+Numbers are rows of a list of thirty such mistakes. Those of texts as tokens (4 to 8, 10, 16) have more in
+pipeline/texts, those of checkpoints and storage (19, 20, 22, 29) are in pipeline, empty completions (9) in stages/ppo.
+Two, a host file and a DeepSpeed configuration (25, 26), cannot be made yet: there is no launcher.
 """
 
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,9 +29,9 @@ data:
   demonstrations: {train: demonstrations.jsonl, eval: demonstrations.eval.jsonl}
   preferences: {train: preferences.jsonl, eval: preferences.eval.jsonl}
   prompts: {train: prompts.jsonl, eval: prompts.eval.jsonl}
-sft: {batch_size: 4, microbatch_size: 2, max_length: 16}
-reward_model: {batch_size: 4, microbatch_size: 2, max_length: 16}
-ppo: {steps: 3, rollout_batch_size: 4, minibatch_size: 2, microbatch_size: 1, max_prompt_tokens: 8, max_new_tokens: 8}
+sft: {batch_size: 4, microbatch_size: 2, max_length: 32}
+reward_model: {batch_size: 4, microbatch_size: 2, max_length: 32}
+ppo: {steps: 3, rollout_batch_size: 4, minibatch_size: 2, microbatch_size: 1, max_prompt_tokens: 16, max_new_tokens: 8}
 """
 ROWS: dict[str, Callable[[int], dict[str, str]]] = {
     "demonstrations": lambda n: {"prompt": f"film {n}", "completion": " is great"},
@@ -133,6 +135,22 @@ def adapter(layers: int = 2, width: int = 4, probe: str | None = None, empty: bo
     Path("adapter/base.json").write_text(json.dumps({"id": "mother", "weights": "0" * 64, "probes": probes}))
 
 
+def tokenizer(rows: int | None = None, **settings: object) -> None:
+    """A base with a real tokenizer, one token per character, and an embedding of so many rows."""
+    from tests.toy_models import VOCABULARY, toy_config, toy_tokenizer  # torch
+
+    shutil.rmtree("base")
+    toy_config("llama", vocab_size=rows or VOCABULARY, architectures=["LlamaForCausalLM"]).save_pretrained("base")
+    toy_tokenizer(**settings).save_pretrained("base")
+
+
+def chat() -> None:
+    """Messages for a tokenizer without template."""
+    tokenizer(chat_template=None)
+    talk = [{"role": "user", "content": "film?"}, {"role": "assistant", "content": "good"}]
+    write("demonstrations.jsonl", *[{"messages": talk}] * 12)
+
+
 def installed(name: str, version: str) -> None:
     """What pip leaves of a package of that version, found before the real one."""
     folder = Path("site", f"{name}-{version}.dist-info")
@@ -201,6 +219,34 @@ CASES = [
         "other encoding",
         "[DATA03] prompts.jsonl line 2: not UTF-8; fix: save the file as UTF-8",
         lambda: Path("prompts.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n'),
+    ),
+    Case(
+        4,
+        "messages without template",
+        "[TMPL01] demonstrations.jsonl row 1: the data has messages but the tokenizer has no chat_template; …",
+        chat,
+        ("data.demonstrations.eval=null",),
+    ),
+    Case(
+        8,
+        "more tokens than embedding rows",
+        "[TOK02] base: the tokenizer has …",
+        lambda: tokenizer(pad_token="[PAD]"),
+    ),
+    Case(
+        10,
+        "no target tokens",
+        "[DATA04] demonstrations.jsonl: 12 of 12 rows have no target token, their prompts have 7 tokens or more "
+        "(median 7; rows 1, 2, 3, 4, 5, ...); fix: raise sft.max_length; the longest row has 18 tokens",
+        tokenizer,
+        ("sft.max_length=7", "data.demonstrations.eval=null"),
+    ),
+    Case(
+        28,
+        "longer than the context",
+        "[LEN01] ppo.max_prompt_tokens + max_new_tokens is 65 tokens, more than the model's context 64; "
+        "fix: lower ppo.max_prompt_tokens + max_new_tokens",
+        overrides=("ppo.max_prompt_tokens=57",),
     ),
     Case(
         11,

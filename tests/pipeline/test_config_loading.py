@@ -138,12 +138,52 @@ def test_aliases_are_refused_before_they_are_expanded(tmp_path):
             "[CONF03] c.yaml:1: tag 'tag:yaml.org,2002:python/object",
         ),
         ("[" * 30 + "]" * 30, "[CONF03] c.yaml:1: nested deeper than 20 levels"),
+        ("run:\n\tname: r\n", "[CONF03] c.yaml:2: not YAML (while scanning for the next token found character '\\t'"),
+        (GOOD + "---\n" + GOOD, "[CONF03] c.yaml:3: not YAML (expected a single document"),
+        (GOOD + "seed: \x07\n", "[CONF03] c.yaml:3: holds the character U+0007, which is no text; fix: remove it"),
+        (GOOD + f"seed: {'9' * 5000}\n", f"[CONF03] c.yaml:3: '{'9' * 39} is no int; fix: correct it"),
+        ("- a\n- b\n", "[CONF03] c.yaml: holds no `key: value` lines"),
+        ("a:\n" + "".join(f"{' ' * n}a:\n" for n in range(1, 40)), "[CONF03] c.yaml:21: nested deeper than 20 levels"),
+        (GOOD + "reward: []\n", "[CONF02] c.yaml:3: 'reward' is wrong; found a list (0 entries), expected at least 1"),
+        (GOOD + "ppo: {kl_coef: .inf}\n", "[CONF02] c.yaml:3: 'ppo.kl_coef' is wrong; found inf, expected a finite"),
+        (GOOD + "seed:\n", "[CONF02] c.yaml:3: 'seed' is wrong; found nothing, expected a whole number"),
         ("just text", "[CONF03] c.yaml: holds no `key: value` lines"),
         ("", "[CONF06] c.yaml: key 'run' is missing"),
     ],
 )
 def test_what_is_no_plain_yaml_is_told_with_its_line(tmp_path, text, message):
     assert mistakes(text, folder=tmp_path)[0].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xef\xbb\xbf" + GOOD.encode() + b"sead: 1\n", "[CONF01] c.yaml:3: unknown key 'sead'; fix: did you mean"),
+        (GOOD.replace("\n", "\r\n").encode() + b"seed: 1\r\nseed: 2\r\n", "[CONF04] c.yaml:4: duplicate key 'seed'"),
+        (GOOD.encode() + b"# caf\xe9\n", "[CONF03] c.yaml: not UTF-8 text (byte 37)"),
+        (GOOD.encode("utf-16"), "[CONF03] c.yaml: not UTF-8 text (byte 0)"),
+    ],
+)
+def test_bytes_that_editors_leave_are_read_or_told(tmp_path, content, message):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_config(tmp_path / "c.yaml")
+    assert str(caught.value).replace(f"{tmp_path}/", "").startswith(message)
+
+
+def test_a_duplicate_is_told_together_with_other_mistakes(tmp_path):
+    assert [m[:8] for m in mistakes(GOOD + "seed: 1\nseed: 2\nsead: 3\n", "ppo.steps", folder=tmp_path)] == [
+        "[CONF04]",
+        "[CONF05]",
+        "[CONF01]",
+    ]
+
+
+def test_a_section_that_only_an_override_writes_to_names_the_override(tmp_path):
+    assert mistakes(GOOD, "data.prompts.trian=x", folder=tmp_path)[0] == (
+        "[CONF06] override 'data.prompts.trian=x': key 'data.prompts.train' is missing; "
+        "fix: add 'data.prompts.train'; `rlhf schema` describes it"
+    )
 
 
 def test_a_secret_in_a_config_is_refused_without_repeating_it(tmp_path):

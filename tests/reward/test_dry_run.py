@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reward.base import RewardError
-from reward.dry_run import Trial, try_all
+from reward.dry_run import Patience, Trial, try_all
 
 FILE = """
     import os, signal, sys, threading, time
@@ -51,13 +51,13 @@ def trial(file: Path, name: str, **changes: object) -> Trial:
 
 def test_a_good_function_answers_with_its_scores_whatever_it_prints_or_leaves_running(file: Path):
     trials = [trial(file, "good", arguments={"scale": 2.0}), trial(file, "lingers"), Trial(f"{file}:good")]
-    assert try_all(trials, seconds=30) == [[6.0, 0.0], [0.0, 0.0], []]
+    assert try_all(trials, Patience(30)) == [[6.0, 0.0], [0.0, 0.0], []]
 
 
 @pytest.mark.parametrize(("name", "line"), [("sleeps", 9), ("spins", None)])
 def test_a_function_that_never_returns_is_stopped_and_told_with_its_line(file: Path, name: str, line: int | None):
     start = time.monotonic()
-    (error,) = try_all([trial(file, name)], seconds=1)
+    (error,) = try_all([trial(file, name)], Patience(1))
     assert isinstance(error, RewardError)
     where = f"; it is at {file}:{line or ''}"
     assert str(error).startswith(f"[REW05] {file}:{name} has not returned after 1 s on 2 samples{where}")
@@ -67,7 +67,7 @@ def test_a_function_that_never_returns_is_stopped_and_told_with_its_line(file: P
 
 @pytest.mark.parametrize(("name", "code"), [("dies", -9), ("leaves", 0)])
 def test_a_function_that_ends_its_process_is_told(file: Path, name: str, code: int):
-    (error,) = try_all([trial(file, name)], seconds=30)
+    (error,) = try_all([trial(file, name)], Patience(30))
     assert str(error) == (
         f"[REW03] {file}:{name} ended its process with exit code {code} instead of returning; "
         "fix: let it raise or return"
@@ -75,8 +75,16 @@ def test_a_function_that_ends_its_process_is_told(file: Path, name: str, code: i
 
 
 def test_a_mistake_is_told_as_in_training(file: Path):
-    (absent,) = try_all([trial(file, "absent")], seconds=30)
+    (absent,) = try_all([trial(file, "absent")], Patience(30))
     assert str(absent).startswith(f"[REW04] reward function '{file}:absent' cannot be imported")
-    (above,) = try_all([trial(file, "good", limit=2.0)], seconds=30)
+    (above,) = try_all([trial(file, "good", limit=2.0)], Patience(30))
     assert "[REW02]" in str(above)
     assert "above the limit 2" in str(above)
+
+
+def test_an_import_that_never_ends_is_told_as_such(tmp_path: Path):
+    path = tmp_path / "slow.py"
+    path.write_text("import time\ntime.sleep(1e6)\ndef f(prompts, completions, **columns): ...\n")
+    (error,) = try_all([Trial(f"{path}:f")], Patience(call=1, imports=2))
+    assert str(error).startswith(f"[REW05] {path}:f: importing it has not ended after 2 s")
+    assert f"; it is at {path}:2; fix: move what takes long" in str(error)
