@@ -3,21 +3,22 @@
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from pipeline.hashing import FileHashes, template_hash, tokenizer_hash
+from pipeline.hashing import FileHashes, files_of, template_hash, tokenizer_hash
 from pipeline.lineage import StageInputs
 from pipeline.rundir import StageDir, now, provenance
 from stages.base import StageResult
 
-FORMAT = 1
+FORMAT = 2
+"""2: the identity is readable, field by field."""
 
 
 class Attempt:
     """Keeps stage.json truthful while a stage runs in this process."""
 
-    def __init__(self, folder: StageDir, stage: str, inputs: StageInputs):
+    def __init__(self, folder: StageDir, stage: str, inputs: StageInputs, allowed: Collection[str] = ()):
         earlier = folder.manifest
         self._folder = folder
         self._clock = time.monotonic()
@@ -26,7 +27,9 @@ class Attempt:
             "format": FORMAT,
             "stage": stage,
             "status": "running",
-            "fingerprint": inputs.fingerprint,
+            "fingerprint": inputs.identity.fingerprint,
+            "identity": inputs.identity.plain(),
+            "allowed": sorted({*earlier.get("allowed", ()), *allowed}),
             **inputs.record,
             **provenance(sys.argv),
             "started": earlier.get("started", now()),
@@ -44,6 +47,7 @@ class Attempt:
             headline=dict(result.headline),
             details=dict(result.details),
             final_hash=hashes.folder(result.final),
+            final_files={n: [hashes.file(path), path.stat().st_size] for n, path in files_of(result.final).items()},
         )
 
     def finish_evaluation(self, models: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,19 +1,36 @@
 """Checkpoints that are complete or not there: written aside, hashed, synced, renamed. Imports no torch."""
 
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline.hashing import delete_folder, files_of, sha256_file, sha256_of
+from pipeline.hashing import FileHashes
+from pipeline.identity import Identity
+from pipeline.seals import Newer, Seal, Unsealed, damages, read_seal, seal
+from stages.base import InputError
+from stages.durable import crash_point, delete_folder, swap_in, sweep
 
-MANIFEST = "manifest.json"
-FORMAT = 1
-_NAME = re.compile(r"^step-(\d{6,})$")
+_NAME = re.compile(r"^step-(\d{6,12})$")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint as it lies on the disk."""
+
+    step: int
+    path: Path
+    seal: Seal | None
+    problems: list[str]
+    """Why it cannot be trusted; empty when it is complete."""
+    newer: bool = False
+    """Whether only a newer version of this program can read it."""
+
+    def size_on_disk(self) -> int:
+        """Bytes of everything below it."""
+        return sum(path.lstat().st_size for path in self.path.rglob("*") if not path.is_dir())
 
 
 class CheckpointManager:
@@ -27,90 +44,90 @@ class CheckpointManager:
         self,
         folder: Path,
         keep: int,
-        identity: Mapping[str, Any] | None = None,
+        identity: Identity | None = None,
         tell: Callable[[str], None] = print,
+        every_byte: bool = True,
     ):
+        """Without `every_byte`, what is read is checked by manifest, names and sizes alone."""
         self.folder = folder
         self.keep = keep
-        self.identity = dict(identity or {})
+        self.identity = identity or Identity({})
         self.tell = tell
+        self.every_byte = every_byte
+        self._hashes = FileHashes()
         self._told: set[str] = set()
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Let `write` fill a folder, seal it as the checkpoint of `step`, then prune older ones.
 
         Raises:
-            OSError: the disk is full or not writable; the previous checkpoints are untouched.
+            OSError: the disk is full or not writable; the previous checkpoints are untouched, the partial one is gone.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = self.folder / f".tmp-{step}-{os.getpid()}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
+        crash_point("save.begun")
         try:
             write(aside)
-            self._seal(aside, step)
+            crash_point("save.written")
+            seal(aside, step, self.identity)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         final = self.folder / f"step-{step:06d}"
-        delete_folder(final)  # only a damaged one of the same step can be there
-        os.rename(aside, final)
-        _sync(self.folder)
-        self._prune()
+        swap_in(aside, final)  # only a damaged one of the same step can be there
+        self._prune(step)
         return final
 
     def latest(self) -> tuple[int, Path] | None:
-        """Newest complete checkpoint as (step, folder), or None; tells which were passed over and why."""
+        """Newest complete checkpoint as (step, folder), or None; tells which were passed over and why.
+
+        Raises:
+            InputError: CKPT05 a newer version of this program wrote one that could be the latest.
+        """
+        found = self.newest()
+        return (found.step, found.path) if found else None
+
+    def newest(self) -> Found | None:
+        """`latest` with all that its manifest says."""
         passed_over: list[str] = [
             f"[CKPT02] {path}: save was interrupted" for path in sorted(self.folder.glob(".tmp-*"))
         ]
         for step, path in self._candidates():
-            problem = self._problem(step, path)
-            if problem is None:
+            found = self._look(step, path, self.every_byte)
+            if not found.problems:
                 self._tell_passed_over(passed_over, f"resuming from {path}")
-                return step, path
-            passed_over.append(f"[CKPT01] {problem}")
+                return found
+            if found.newer:
+                fix = "use that version of rlhf-pipeline, or start the stage anew with --force"
+                raise InputError("CKPT05", found.problems[0], fix=fix)
+            passed_over.append(f"[CKPT01] {found.problems[0]}")
         self._tell_passed_over(passed_over, "starting from step 0")
         return None
+
+    def all(self) -> list[Found]:
+        """Every checkpoint, newest first, each file read."""
+        return [self._look(step, path) for step, path in self._candidates()]
+
+    def sweep(self) -> None:
+        """Remove what killed saves and removals left. Only for the process that works in the folder."""
+        sweep(self.folder)
 
     def _candidates(self) -> list[tuple[int, Path]]:
         """Step folders, newest first."""
         if not self.folder.is_dir():
             return []
-        named = [(_NAME.match(path.name), path) for path in self.folder.iterdir() if path.is_dir()]
-        return sorted(((int(match[1]), path) for match, path in named if match), reverse=True)
+        named = [(_NAME.match(path.name), path) for path in self.folder.iterdir()]
+        steps = [(int(match[1]), path) for match, path in named if match]
+        return sorted(((step, path) for step, path in steps if path.name == f"step-{step:06d}"), reverse=True)
 
-    def _seal(self, folder: Path, step: int) -> None:
-        files = {
-            name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in files_of(folder).items()
-        }
-        content = {
-            "format": FORMAT,
-            "step": step,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "identity": self.identity,
-            "files": files,
-        }
-        manifest = {**content, "seal": sha256_of(content)}
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        for path in [*files_of(folder).values(), *(p for p in folder.rglob("*") if p.is_dir()), folder]:
-            _sync(path)
-
-    def _problem(self, step: int, folder: Path) -> str | None:
-        """Why a checkpoint cannot be trusted, or None."""
+    def _look(self, step: int, path: Path, every_byte: bool = True) -> Found:
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            seal = manifest.pop("seal")
-            files = manifest["files"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return f"{folder}: no readable {MANIFEST}"
-        if manifest.get("format") != FORMAT:
-            return f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}"
-        if seal != sha256_of(manifest) or manifest["step"] != step:
-            return f"{folder}/{MANIFEST}: altered since it was written"
-        if manifest["identity"] != self.identity:
-            return f"{folder}: belongs to another configuration"
-        return _damaged(folder, files)
+            read = read_seal(path, step)
+        except Unsealed as error:
+            return Found(step, path, None, [str(error)], newer=isinstance(error, Newer))
+        return Found(step, path, read, list(damages(path, read.files, self._hashes if every_byte else None)))
 
     def _tell_passed_over(self, passed_over: list[str], instead: str) -> None:
         for reason in passed_over:
@@ -118,29 +135,26 @@ class CheckpointManager:
                 self.tell(f"{reason}; skipped, {instead}")
         self._told.update(passed_over)
 
-    def _prune(self) -> None:
-        for _, path in self._candidates()[self.keep :]:
-            delete_folder(path)
-        for leftover in (*self.folder.glob(".tmp-*"), *self.folder.glob(".del-*")):
-            shutil.rmtree(leftover, ignore_errors=True)
+    def _prune(self, saved: int) -> None:
+        """Remove what is older than the newest `keep` that look complete, up to the one just saved.
+
+        A later step can only be a damaged one that was passed over; it is replaced when training gets there.
+        """
+        crash_point("prune.begun")
+        kept = 0
+        for step, path in self._candidates():
+            if step > saved:
+                continue
+            if kept == self.keep:
+                delete_folder(path)
+            elif not self._look(step, path, every_byte=False).problems:
+                kept += 1
+        self.sweep()
+        crash_point("prune.done")
 
 
-def _damaged(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    present = {name: path for name, path in files_of(folder).items() if name != MANIFEST}
-    for name in sorted(files.keys() ^ present.keys()):
-        return f"{folder}/{name}: {'missing' if name in files else 'not in the manifest'}"
-    for name, expected in files.items():
-        size = present[name].stat().st_size
-        if size != expected["bytes"]:
-            return f"{folder}/{name}: {size} bytes, manifest says {expected['bytes']}"
-        if sha256_file(present[name]) != expected["sha256"]:
-            return f"{folder}/{name}: sha256 differs from manifest"
-    return None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def removed(found: Found) -> int:
+    """Delete a checkpoint; the bytes that frees."""
+    size = found.size_on_disk()
+    delete_folder(found.path)
+    return size

@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import batch_plan, preflight
+from pipeline import batch_plan, ckpt, preflight
 from pipeline.config import STAGES, PipelineConfig
 from pipeline.config_loading import config_schema, read_config
+from pipeline.locks import stage_lock
 from pipeline.model_files import require_safe_folders
 from pipeline.policies import final_of, named_adapters
 from pipeline.problems import exit_code, raise_together
@@ -32,6 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(ckpt.app, name="ckpt")
 console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a run.")]
@@ -39,6 +41,10 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as ppo.kl_coef=0.1.")
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the model.")]
+Allowed = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="FIELD", help="Go on from a checkpoint although this changed; may be repeated."),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/imdb_smollm2.")]
 
 
@@ -59,9 +65,10 @@ def run(
     force: Annotated[
         list[str] | None, typer.Option("--force", metavar="STAGE|all", help="Run anew; may be repeated.")
     ] = None,
+    allow: Allowed = None,
 ) -> None:
     """Run the chain: skip what is finished and unchanged, resume what was interrupted, report."""
-    selection = Selection(first, only, tuple(force or ()))
+    selection = Selection(first, only, tuple(force or ()), tuple(allow or ()))
     raise typer.Exit(run_chain(_valid(config, overrides), selection, sys.argv, console))
 
 
@@ -70,13 +77,16 @@ def stage(
     name: Annotated[str, typer.Argument(metavar="|".join(STEPS), help="Stage to run in this process.")],
     run_dir: RunFolder,
     force: Annotated[bool, typer.Option("--force", help="Run anew even when finished.")] = False,
+    allow: Allowed = None,
 ) -> None:
     """Run one stage of a run folder in this process; `rlhf run` prints and starts this command."""
-    from pipeline.stage_process import run_stage
-
     if name not in STEPS:
         raise InputError("RUN03", f"no stage '{name}'; found {', '.join(STEPS)}", fix="name one of these")
-    raise typer.Exit(run_stage(RunDir.open(run_dir), name, force))
+    from pipeline.stage_process import run_stage
+
+    run = RunDir.open(run_dir)
+    with stage_lock(run.path):
+        raise typer.Exit(run_stage(run, name, force, allow or ()))
 
 
 @app.command()

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from stages.durable import write_json
 
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".model", ".jinja", ".txt")
 _TOKENIZER_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor")
@@ -35,6 +35,11 @@ def sha256_file(path: Path) -> str:
 def files_of(folder: Path) -> dict[str, Path]:
     """All regular files below a folder by their relative name, sorted."""
     return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """The files of a model's folder that decide what it is, by name."""
+    return {n: p for n, p in files_of(folder).items() if p.suffix in _MODEL_SUFFIXES and "/" not in n}
 
 
 class FileHashes:
@@ -67,13 +72,13 @@ class FileHashes:
         if path.is_file():
             return self.file(path)
         if path.is_dir():
-            files = {n: p for n, p in files_of(path).items() if p.suffix in _MODEL_SUFFIXES and "/" not in n}
-            return sha256_of([[name, self.file(file)] for name, file in files.items()])
+            return sha256_of([[name, self.file(file)] for name, file in model_files(path).items()])
         return sha256_of(["hub", model_path])
 
     def _remember(self) -> None:
         if self._store:
-            write_json(self._store, self._known)
+            with suppress(OSError):  # it only saves reading the files once more
+                write_json(self._store, self._known)
 
 
 def tokenizer_hash(folder: Path) -> str | None:
@@ -95,25 +100,6 @@ def template_hash(folder: Path) -> str | None:
         return sha256_bytes(path.read_bytes())
     template = _read_json(folder / "tokenizer_config.json").get("chat_template")
     return sha256_of(template) if template else None
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file that is either the old one or the new one after a crash."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def delete_folder(folder: Path) -> None:
-    """Remove a folder so that a crash leaves all of it or none under its name."""
-    if folder.exists():
-        aside = folder.with_name(f".del-{folder.name}-{os.getpid()}")
-        os.rename(folder, aside)
-        shutil.rmtree(aside)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,22 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.config import STAGES, PipelineConfig, SplitConfig
 from pipeline.config_loading import plain
-from pipeline.hashing import FileHashes, sha256_of
+from pipeline.hashing import FileHashes, model_files, sha256_of
+from pipeline.identity import Identity, flat
 from pipeline.model_files import require_safe_models
 from pipeline.parents import check_fit, check_policy, is_local, parents_of
 from pipeline.problems import missing_path
-from pipeline.rundir import RunDir, StageDir
+from pipeline.rundir import RunDir
 from reward.settings import Settings
 from stages.base import InputError
+from stages.redaction import redactor
 
 # Keys of a stage's section that decide when it runs or what it keeps, not what comes out.
 _WITHOUT_EFFECT = {"enabled", "checkpoint_every", "keep_checkpoints"}
-
-Decision = Literal["skip", "resume", "new"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class StageInputs:
     """JSONL files by role, such as `prompts.train`."""
     parents: Mapping[str, Path]
     """`final/` folders of this run by stage."""
-    fingerprint: str
-    """Digest of everything that determines the result."""
+    identity: Identity
+    """Everything that determines the result, field by field."""
     record: Mapping[str, Any]
-    """The same in readable form, for stage.json."""
+    """What of it people look for in stage.json."""
 
 
 def inputs_of(run: RunDir, config: PipelineConfig, stage: str) -> StageInputs:
@@ -51,31 +51,35 @@ def inputs_of(run: RunDir, config: PipelineConfig, stage: str) -> StageInputs:
     data_hashes = {role: _data_hash(role, path, hashes) for role, path in data.items()}
     parents = parents_of(run, config, stage)
     check_fit(parents, base, config)
-    section = getattr(config, stage)
     finals = {name: folder.manifest["final_hash"] for name, folder in parents.items()}
-    fingerprint = sha256_of(
-        {
-            "stage": stage,
-            "section": _effective(section),
-            "sampling": _effective(config.ppo) if stage == "evaluation" else None,
-            "model": {k: v for k, v in plain(config.model).items() if k != "path"},
-            "trunk": plain(config.trunk),
-            "seed": config.seed,
-            "base": base["hash"],
-            "data": data_hashes,
-            **_template(config, data),
-            "parents": finals,
-            "reward": _reward(config, hashes) if stage in ("ppo", "evaluation") else None,
-        }
-    )
+    fields: dict[str, Any] = {
+        "stage": stage,
+        **dict(flat(stage, _effective(getattr(config, stage)))),
+        **(dict(flat("ppo", _effective(config.ppo))) if stage == "evaluation" else {}),
+        **dict(flat("model", {k: v for k, v in plain(config.model).items() if k != "path"})),
+        **dict(flat("trunk", plain(config.trunk))),
+        "seed": config.seed,
+        **_base_files(path, hashes),
+        **{f"data.{role}": digest for role, digest in data_hashes.items()},
+        **dict(flat("sft.classification", _template(config, data))),
+        **{f"parents.{name}": digest for name, digest in finals.items()},
+        **(_reward(config, hashes) if stage in ("ppo", "evaluation") else {}),
+    }
+    paths = {
+        **{name: path for name in fields if name.startswith("base/")},
+        **{f"data.{role}": str(file) for role, file in data.items()},
+        **{f"parents.{name}": str(folder.final) for name, folder in parents.items()},
+    }
+    section = plain(getattr(config, stage))
     record = {
         "parents": {n: {"path": str(f.final), "final_hash": finals[n]} for n, f in parents.items()},
         "base": base,
-        "config": plain(section),
-        "config_hash": sha256_of(plain(section)),
+        "config": section,
+        "config_hash": sha256_of(section),
         "data": {str(data[role]): digest for role, digest in data_hashes.items()},
     }
-    return StageInputs(data, {n: f.final for n, f in parents.items()}, fingerprint, record)
+    identity = Identity(redactor().tree(fields), paths)
+    return StageInputs(data, {n: f.final for n, f in parents.items()}, identity, record)
 
 
 def data_of(config: PipelineConfig, stage: str) -> dict[str, Path]:
@@ -108,14 +112,6 @@ def enabled_steps(config: PipelineConfig) -> list[str]:
     return [*stages, "evaluation"] if config.data.prompts and config.data.prompts.eval else stages
 
 
-def decide(folder: StageDir, fingerprint: str, force: bool = False) -> Decision:
-    """skip what is finished and unchanged, resume what was interrupted unchanged, else start anew."""
-    manifest = folder.manifest
-    if force or manifest.get("fingerprint") != fingerprint:
-        return "new"
-    return "skip" if manifest["status"] == "finished" else "resume"
-
-
 def _split(role: str, split: SplitConfig | None, parts: tuple[str, ...]) -> dict[str, Path]:
     paths = {part: getattr(split, part) for part in parts} if split else {}
     return {f"{role}.{part}": Path(path) for part, path in paths.items() if path}
@@ -137,18 +133,31 @@ def _data_hash(role: str, path: Path, hashes: FileHashes) -> str:
     return hashes.file(path)
 
 
-def _template(config: PipelineConfig, data: Mapping[str, Path]) -> dict[str, Any]:
+def _base_files(model_path: str, hashes: FileHashes) -> dict[str, str]:
+    """Digest of each file of a base model, so that a changed tokenizer does not look like changed weights."""
+    path = Path(model_path)
+    if path.is_dir():
+        return {f"base/{name}": hashes.file(file) for name, file in model_files(path).items()}
+    return {f"base/{path.name}": hashes.base(model_path)}
+
+
+def _template(config: PipelineConfig, data: Mapping[str, Path]) -> Any:
     """How labelled rows become demonstrations, for any stage that reads them; nothing without sft.classification."""
     classification = config.sft.classification
     reads = any(role.startswith("demonstrations") for role in data)
-    return {"classification": plain(classification)} if classification and reads else {}
+    return plain(classification) if classification and reads else None
 
 
-def _reward(config: PipelineConfig, hashes: FileHashes) -> list[Any]:
+def _reward(config: PipelineConfig, hashes: FileHashes) -> dict[str, Any]:
     """The reward terms and the judge with the content of the files they name."""
-    named = [(plain(term), term.model, term.function) for term in config.reward]
-    content = [[term, _content(model, hashes), _content(function, hashes)] for term, model, function in named]
-    return [*content, _content(config.evaluation.judge, hashes)]
+    fields: dict[str, Any] = {}
+    for index, term in enumerate(config.reward):
+        fields |= dict(flat(f"reward[{index}]", plain(term)))
+        for named in (term.model, term.function):
+            if content := _content(named, hashes):
+                fields[f"reward[{index}].content"] = content
+    judge = _content(config.evaluation.judge, hashes)
+    return fields | ({"evaluation.judge.content": judge} if judge else {})
 
 
 def _content(spec: str | None, hashes: FileHashes) -> str | None:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pipeline.hashing import write_json
 from pipeline.rundir import STEPS, RunDir
+from stages.durable import write_json
 
 _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high", "n", "length_baseline")
 

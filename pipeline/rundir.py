@@ -1,13 +1,12 @@
 """The folder of a run: who made it, its config, one subfolder per stage with a manifest. Imports no torch."""
 
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 
 from pipeline.config import STAGES, PipelineConfig
 from pipeline.config_loading import dump_config, load_config
-from pipeline.hashing import FileHashes, delete_folder, write_json
+from pipeline.hashing import FileHashes
 from pipeline.problems import missing_path
 from stages.base import InputError
+from stages.durable import crash_point, delete_folder, sweep, sync, write_json, write_text
 from stages.redaction import redactor
 
 STEPS = (*STAGES, "evaluation")
@@ -33,7 +33,18 @@ class RunDir:
 
     @classmethod
     def create(cls, config: PipelineConfig, command: Sequence[str]) -> "RunDir":
-        """Make or reopen the folder of a run and write the resolved config into it.
+        """Make or reopen the folder of a run and write into it what `describe` does.
+
+        Raises:
+            InputError: RUN05 it is a link.
+        """
+        run = cls.of(config)
+        run.describe(config, command)
+        return run
+
+    @classmethod
+    def of(cls, config: PipelineConfig) -> "RunDir":
+        """Make or reopen the folder of a run.
 
         Raises:
             InputError: RUN05 it is a link.
@@ -41,11 +52,14 @@ class RunDir:
         run = cls(Path(config.run.root) / config.run.name)
         run.refuse_links()
         run.path.mkdir(parents=True, exist_ok=True)
-        run.config_file.write_text(dump_config(config), encoding="utf-8")
-        known = run.about
-        created = known.get("created", now())
-        write_json(run.path / "run.json", {"name": config.run.name, "created": created, **provenance(command)})
         return run
+
+    def describe(self, config: PipelineConfig, command: Sequence[str]) -> None:
+        """Write the resolved config and who made the run. Only for the process that has locked the folder."""
+        sweep(self.path)
+        write_text(self.config_file, dump_config(config))
+        created = self.about.get("created", now())
+        write_json(self.path / "run.json", {"name": config.run.name, "created": created, **provenance(command)})
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDir":
@@ -98,25 +112,6 @@ class RunDir:
         """The folder of one stage, whether or not it exists."""
         return StageDir(self.path / name)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep a second `rlhf run` out of the folder; the system drops the lock of a dead process.
-
-        Raises:
-            InputError: RUN01 another process has it.
-        """
-        with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                problem = f"{self.path} is in use by process {file.read().strip() or 'unknown'}"
-                raise InputError("RUN01", problem, fix="wait for it, or give this run another run.name") from error
-            file.truncate(0)
-            file.write(f"{os.getpid()} on {platform.node()}")
-            file.flush()
-            yield
-
 
 @dataclass(frozen=True)
 class StageDir:
@@ -154,9 +149,16 @@ class StageDir:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "stage.json", redactor().tree(content))
 
+    def sweep(self) -> None:
+        """Remove what killed attempts left half written."""
+        sweep(self.path)
+
     def clear(self) -> None:
         """Remove everything an earlier attempt left but the log, the manifest first."""
-        (self.path / "stage.json").unlink(missing_ok=True)
+        if (self.path / "stage.json").exists():
+            (self.path / "stage.json").unlink()
+            sync(self.path)
+            crash_point("clear.manifest_removed")
         for item in sorted(self.path.iterdir()) if self.path.is_dir() else []:
             if item.is_dir() and not item.is_symlink():
                 delete_folder(item)

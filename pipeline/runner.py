@@ -8,9 +8,13 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline import preflight
+from pipeline.checkpoints import CheckpointManager
 from pipeline.config import STAGES, PipelineConfig
+from pipeline.drift import Verdict, decide
+from pipeline.identity import listed
 from pipeline.launch import continue_command, last_lines, printable, rlhf, run_logged, stage_command
-from pipeline.lineage import decide, enabled_steps, inputs_of
+from pipeline.lineage import enabled_steps, inputs_of
+from pipeline.locks import chain_lock
 from pipeline.problems import EXIT_INPUT, raise_together
 from pipeline.results import write_results
 from pipeline.rundir import RunDir
@@ -31,6 +35,8 @@ class Selection:
     """Just this one."""
     force: tuple[str, ...] = ()
     """Anew even when finished and unchanged; `all` for every selected step."""
+    allow: tuple[str, ...] = ()
+    """Fields that may differ from those of the checkpoint from which a step goes on."""
 
     def steps(self, config: PipelineConfig) -> list[str]:
         """The selected steps in their order.
@@ -62,8 +68,9 @@ def run_chain(config: PipelineConfig, selection: Selection, command: Sequence[st
         InputError: the config, data or parents do not fit.
     """
     steps = selection.steps(config)
-    run = RunDir.create(config, command)
-    with run.locked(), Relay().installed() as relay:
+    run = RunDir.of(config)
+    with chain_lock(run.path), Relay().installed() as relay:
+        run.describe(config, command)
         if preflight.unprepared(config):  # what is wrong already is told before a script takes its time
             raise_together(preflight.check(config).errors)
         code = _prepare(config, run, console, relay)
@@ -73,26 +80,54 @@ def run_chain(config: PipelineConfig, selection: Selection, command: Sequence[st
         for note in found.notes:
             _say(console, f"note: {note}")
         raise_together(found.errors)
+        _refuse_drift(run, config, steps, selection)
         for step in steps:
-            code = _run_step(run, config, step, selection.forces(step), console, relay)
+            code = _run_step(run, config, step, selection, console, relay)
             if code:
                 return code
         conclude(run, console)
     return 0
 
 
-def _run_step(run: RunDir, config: PipelineConfig, step: str, force: bool, console: Console, relay: Relay) -> int:
+def _verdict(run: RunDir, config: PipelineConfig, step: str, selection: Selection) -> Verdict:
+    """What to do with a step, from names and sizes of its checkpoints; its own process reads every byte."""
     folder = run.stage(step)
-    decision = decide(folder, inputs_of(run, config, step).fingerprint, force)
-    if decision == "skip":
+    checkpoints = CheckpointManager(folder.checkpoints, keep=1, tell=lambda _: None, every_byte=False)
+    identity = inputs_of(run, config, step).identity
+    return decide(folder, identity, checkpoints, selection.forces(step), selection.allow)
+
+
+def _refuse_drift(run: RunDir, config: PipelineConfig, steps: Sequence[str], selection: Selection) -> None:
+    """Tell before the first stage starts that a later one could not go on from its checkpoint.
+
+    Raises:
+        InputError: CKPT04 and CKPT05 as in pipeline.drift.
+    """
+    for step in (step for step in steps if run.stage(step).manifest):
+        try:
+            _verdict(run, config, step, selection)
+        except InputError as error:
+            if error.code.startswith("CKPT"):
+                raise
+
+
+def _run_step(
+    run: RunDir, config: PipelineConfig, step: str, selection: Selection, console: Console, relay: Relay
+) -> int:
+    folder = run.stage(step)
+    verdict = _verdict(run, config, step, selection)
+    if verdict.decision == "skip":
         _say(console, f"[{step}] finished and unchanged, skipped")
         return 0
-    if decision == "new":
+    if verdict.note and verdict.decision == "new":  # what is allowed is told by the stage, which checks it once more
+        _say(console, f"[{step}] {verdict.note}:\n{listed(verdict.changed)}".rstrip(":\n"))
+    if verdict.decision == "new":
         folder.clear()
     folder.path.mkdir(parents=True, exist_ok=True)
-    command = stage_command(step, run.path)
-    _say(console, f"[{step}] {'resumes' if decision == 'resume' else 'starts'}: {printable(command)}")
-    code = run_logged(command, folder.log, decision == "resume", relay)
+    resumes = verdict.decision == "resume"
+    command = [*stage_command(step, run.path), *(part for name in selection.allow for part in ("--allow", name))]
+    _say(console, f"[{step}] {'resumes' if resumes else 'starts'}: {printable(command)}")
+    code = run_logged(command, folder.log, resumes, relay)
     if code == 0 and not folder.finished:
         code = 1
     if code > 128 and folder.manifest.get("status") == "interrupted":  # the stage told what it saved, and how to go on

@@ -6,18 +6,21 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.attempt import Attempt
 from pipeline.checkpoints import CheckpointManager
 from pipeline.config import PipelineConfig
 from pipeline.config_loading import plain
+from pipeline.drift import Verdict, decide
+from pipeline.identity import Identity, listed
 from pipeline.launch import continue_command, printable
-from pipeline.lineage import StageInputs, decide, inputs_of
+from pipeline.lineage import StageInputs, inputs_of
 from pipeline.parents import verify_unchanged
 from pipeline.problems import EXIT_DIVERGED, EXIT_ENVIRONMENT, EXIT_INPUT, EXIT_STORAGE, exit_code
-from pipeline.rundir import RunDir
+from pipeline.rundir import RunDir, StageDir
 from pipeline.signals import end_with_parent, listening
 from pipeline.tracking import TrackedStage, Trackers, open_tracker
 from reward.base import RewardError
@@ -30,34 +33,46 @@ _M_MMAP_THRESHOLD, _LARGE = -3, 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def run_stage(run: RunDir, stage: str, force: bool = False) -> int:
+def run_stage(run: RunDir, stage: str, force: bool = False, allow: Collection[str] = ()) -> int:
     """Run one stage unless it is finished and unchanged; returns the exit code of the process.
 
     Raises:
-        InputError: parents or data do not fit.
+        InputError: parents or data do not fit; CKPT04 and CKPT05 as in pipeline.drift.
     """
     end_with_parent()
     stop = StopRequest()
     with listening(stop):
-        return _run_stage(run, stage, force, stop)
+        return _run_stage(run, stage, _Wishes(force, allow), stop)
 
 
-def _run_stage(run: RunDir, stage: str, force: bool, stop: StopRequest) -> int:
+@dataclass(frozen=True)
+class _Wishes:
+    """What the user says of an earlier attempt."""
+
+    force: bool
+    allow: Collection[str]
+
+
+def _run_stage(run: RunDir, stage: str, wishes: _Wishes, stop: StopRequest) -> int:
     config = run.config()
     inputs = inputs_of(run, config, stage)
     _name_accelerator()
     _return_freed_memory()
     folder = run.stage(stage)
-    decision = decide(folder, inputs.fingerprint, force)
-    if decision == "skip":
+    checkpoints = _checkpoints(folder, config, inputs.identity)
+    verdict = decide(folder, inputs.identity, checkpoints, wishes.force, wishes.allow)
+    if verdict.decision == "skip":
         print(f"{stage}: finished and unchanged")
         return 0
     verify_unchanged(inputs.parents)
     _tell_slow_arithmetic(config)
-    if decision == "new":
+    if verdict.decision == "new":
         folder.clear()
-    attempt = Attempt(folder, stage, inputs)
-    context, tracker = _services(run, config, stage, inputs.fingerprint, stop)
+    folder.sweep()
+    checkpoints.sweep()
+    _tell_changes(stage, verdict)
+    attempt = Attempt(folder, stage, inputs, verdict.allowed)
+    context, tracker = _services(folder, config, checkpoints, stop)
     failed = True
     try:
         if stage == "evaluation":
@@ -106,17 +121,23 @@ def _return_freed_memory() -> None:
         return
 
 
+def _tell_changes(stage: str, verdict: Verdict) -> None:
+    if verdict.note:
+        print(f"{stage} {verdict.note}:\n{listed(verdict.changed)}", flush=True)
+
+
+def _checkpoints(folder: StageDir, config: PipelineConfig, identity: Identity) -> CheckpointManager:
+    keep = getattr(getattr(config, folder.path.name), "keep_checkpoints", 1)
+    return CheckpointManager(folder.checkpoints, keep, identity)
+
+
 def _services(
-    run: RunDir, config: PipelineConfig, stage: str, fingerprint: str, stop: StopRequest
+    folder: StageDir, config: PipelineConfig, checkpoints: CheckpointManager, stop: StopRequest
 ) -> tuple[StageContext, Trackers]:
-    folder = run.stage(stage)
-    section = getattr(config, stage)
-    keep = getattr(section, "keep_checkpoints", 1)
-    checkpoints = CheckpointManager(folder.checkpoints, keep, {"stage": stage, "fingerprint": fingerprint})
     latest = checkpoints.latest()
     tracked = TrackedStage(
         folder=folder.path,
-        stage=stage,
+        stage=folder.path.name,
         group=config.run.name,
         config=plain(config),
         resume_step=latest[0] if latest else None,

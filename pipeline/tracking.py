@@ -15,8 +15,8 @@ from typing import Any, Protocol, TextIO
 from urllib.parse import urlsplit
 
 from pipeline.config import TrackingConfig
-from pipeline.hashing import write_json
 from stages.base import Tracker
+from stages.durable import write_json
 from stages.redaction import redactor
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"

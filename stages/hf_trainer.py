@@ -1,6 +1,7 @@
 """What the two stages on TRL's trainers share: arguments and logging."""
 
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from functools import partial
@@ -120,10 +121,15 @@ class SealedCheckpoints(TrainerCallback):
     def __init__(self, context: StageContext):
         self._context = context
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        shutil.rmtree(args.output_dir, ignore_errors=True)  # what a killed attempt left half written
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         unpickled = shutil.ignore_patterns("training_args.bin")  # objects, which nothing here reads again
-        copy = partial(shutil.copytree, written, dirs_exist_ok=True, ignore=unpickled)
+        copy = partial(shutil.copytree, written, dirs_exist_ok=True, ignore=unpickled, copy_function=os.rename)
         self._context.checkpoints.save(state.global_step, copy)
         shutil.rmtree(written)
 
@@ -139,9 +145,29 @@ class StopWhenAsked(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+class ConfigDecides(TrainerCallback):
+    """After a resume, what the config says counts, also where the trainer has just restored an earlier value."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: torch.optim.lr_scheduler.LambdaLR,
+        **kwargs: Any,
+    ) -> None:
+        state.compute_steps(args, state.max_steps)
+        optimizer.param_groups[0]["weight_decay"] = args.weight_decay  # the second group, of norms and biases, has none
+        lr_scheduler.base_lrs = [args.learning_rate] * len(lr_scheduler.base_lrs)
+        for group, factor in zip(optimizer.param_groups, lr_scheduler.lr_lambdas, strict=True):
+            group["initial_lr"], group["lr"] = args.learning_rate, args.learning_rate * factor(lr_scheduler.last_epoch)
+
+
 def callbacks(context: StageContext, stage: str, names: Mapping[str, str], shown: tuple[str, ...]) -> list[Any]:
     """What both stages add to the trainer."""
-    return [TrackerCallback(context, stage, names, shown), StopWhenAsked(context), SealedCheckpoints(context)]
+    ours = [ConfigDecides(), StopWhenAsked(context), SealedCheckpoints(context)]
+    return [TrackerCallback(context, stage, names, shown), *ours]
 
 
 def train_to_end(trainer: Trainer, context: StageContext) -> None:
@@ -165,8 +191,17 @@ def train_to_end(trainer: Trainer, context: StageContext) -> None:
 def _resume(trainer: Trainer, checkpoint: Path) -> None:
     """Go on from a checkpoint; from that of the last step there is nothing to do, where Trainer would do one more."""
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if state.global_step < state.max_steps:
+    if state.global_step < _total_steps(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     else:
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = state
+
+
+def _total_steps(trainer: Trainer) -> int:
+    """Optimizer steps that the arguments ask for, as Trainer counts them."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    per_epoch = max(1, math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps))
+    return math.ceil(args.num_train_epochs * per_epoch)

@@ -44,10 +44,10 @@ class FixedKL:
         return None
 
     def state_dict(self) -> dict[str, float]:
-        return {"coef": self.coef}
+        return {}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.coef = state["coef"]
+        """The coefficient is the config's."""
 
 
 class AdaptiveKL(FixedKL):
@@ -64,3 +64,9 @@ class AdaptiveKL(FixedKL):
     def update(self, kl: float, episodes: int) -> None:
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         self.coef *= 1.0 + error * episodes / self.horizon
+
+    def state_dict(self) -> dict[str, float]:
+        return {"coef": self.coef}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.coef = state["coef"]

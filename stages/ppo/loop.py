@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 
 from stages.base import StageContext, StageResult
+from stages.durable import delete_folder, replacing, swap_in
 from stages.ppo.evaluation import Completions, Evaluator, win_rate
 from stages.ppo.health import require_answers, require_clean_start
 from stages.ppo.prompts import PromptSet
@@ -150,7 +151,8 @@ class PPOLoop:
             budget = self.trainer.config.kl_budget
             if self.trainer.finished and score > self.best.score and (budget is None or kl <= budget):
                 self.best = Best(self.trainer.finished, score, kl)
-                self._publish("best")
+                with replacing(self.context.folder / "best") as aside:
+                    self.publish(aside)
         metrics = {f"eval/{name}": estimate.value for name, estimate in summary.items()}
         metrics |= {f"eval/{name}": value for name, value in win_rate(ours, self._reference).items()}
         self.context.tracker.log(metrics | {"time/eval": perf_counter() - start}, self.trainer.finished)
@@ -164,12 +166,11 @@ class PPOLoop:
         """Publish the best policy as `final`, or the last one where none was evaluated within the budget."""
         final = self.context.folder / "final"
         best = self.context.folder / "best"
-        shutil.rmtree(final, ignore_errors=True)
         if best.is_dir():
-            best.rename(final)
+            swap_in(best, final)
         else:
-            with self.trainer.averaged():
-                self.publish(final)
+            with replacing(final) as aside, self.trainer.averaged():
+                self.publish(aside)
         headline = {
             "steps": self.trainer.finished,
             "best_step": self.best.step if self.best.step >= 0 else self.trainer.finished,
@@ -178,14 +179,6 @@ class PPOLoop:
             headline |= {"score": self.best.score, "kl": self.best.kl}
         return StageResult(final, (final / "adapter_config.json").is_file(), headline)
 
-    def _publish(self, name: str) -> None:
-        """Write the policy aside and swap it in, so that a kill leaves the older one."""
-        aside, target = self.context.folder / f".{name}-new", self.context.folder / name
-        shutil.rmtree(aside, ignore_errors=True)
-        self.publish(aside)
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-
     def save(self, folder: Path) -> None:
         """Everything a resumed run needs to give the same bits."""
         save_state(folder, self.trainer.state_dict() | {"best": asdict(self.best), "evaluated": self.evaluated})
@@ -193,15 +186,18 @@ class PPOLoop:
             shutil.copytree(self.context.folder / "best", folder / "best")
 
     def resume(self) -> None:
-        """Continue from the newest complete checkpoint, if there is one."""
+        """Continue from the newest complete checkpoint, if there is one; the best policy so far is the one it holds."""
+        best = self.context.folder / "best"
         found = self.context.checkpoints.latest()
         if found is None:
+            delete_folder(best)
             return
         step, folder = found
         print(f"resuming from {folder}", flush=True)
         state = load_state(folder)
         self.best, self.evaluated, self._saved = Best(**state.pop("best")), state.pop("evaluated"), step
         self.trainer.load_state_dict(state)
-        shutil.rmtree(self.context.folder / "best", ignore_errors=True)
+        delete_folder(best)
         if (folder / "best").is_dir():
-            shutil.copytree(folder / "best", self.context.folder / "best")
+            with replacing(best) as aside:
+                shutil.copytree(folder / "best", aside, dirs_exist_ok=True)

@@ -10,6 +10,7 @@ from trl import RewardTrainer
 
 from stages.base import InputError, StageContext, StageResult
 from stages.data import read_preferences
+from stages.durable import replacing
 from stages.hf_trainer import callbacks, silence, train_to_end, training_arguments
 from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
@@ -64,7 +65,7 @@ def run_reward_model(
 
     torch.manual_seed(context.seed)
     roles = Roles(model, trunk.frozen_layers)
-    roles.trust(sft, context.folder / "final")
+    roles.trust(sft)
     classifier = roles.scorer_to_train(source, config.tuning, tokenizer.pad_token_id)
     counts = announce_parameters("reward_model", classifier)
     trainer = RewardTrainer(
@@ -82,17 +83,19 @@ def run_reward_model(
     silence(trainer)
     train_to_end(trainer, context)
     final = context.folder / "final"
-    publish(classifier.eval(), tokenizer, final, roles)
-    # All that is said of the model is measured on what was saved, loaded as PPO will load it.
-    scorer = ScoreModel(roles.reward_model(source_of(final)).to(device()), compute=model.compute).eval()
-
-    def score(rows: list[Rendered]) -> list[float]:
-        return raw_scores(scorer, [r.ids for r in rows], tokenizer.pad_token_id, config.microbatch_size * 2)
-
     shown = [renderer.demonstration(r) for r in demonstrations] or [p.chosen for p in eval_pairs or train_pairs]
-    mean, std = mean_and_std(score(shown))
     probes = [side for p in (eval_pairs or train_pairs)[: PROBES // 2] for side in (p.chosen, p.rejected)]
-    RewardStatistics(mean, std, [r.ids for r in probes], score(probes)).save(final)
+    with replacing(final) as aside:
+        publish(classifier.eval(), tokenizer, aside, roles)
+        roles.trust(aside)
+        # All that is said of the model is measured on what was saved, loaded as PPO will load it.
+        scorer = ScoreModel(roles.reward_model(source_of(aside)).to(device()), compute=model.compute).eval()
+
+        def score(rows: list[Rendered]) -> list[float]:
+            return raw_scores(scorer, [r.ids for r in rows], tokenizer.pad_token_id, config.microbatch_size * 2)
+
+        mean, std = mean_and_std(score(shown))
+        RewardStatistics(mean, std, [r.ids for r in probes], score(probes)).save(aside)
     headline = {
         "steps": trainer.state.global_step,
         "pairs": len(train_pairs),

@@ -9,6 +9,7 @@ from trl import SFTTrainer
 
 from stages.base import StageContext, StageResult
 from stages.classification import absent_labels, read_sft_rows
+from stages.durable import replacing
 from stages.hf_trainer import callbacks, silence, train_to_end, training_arguments
 from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
@@ -78,8 +79,9 @@ def run_sft(
     train_to_end(trainer, context)
     after = held_out.measure(trainer, policy, stops, "after")
     final = context.folder / "final"
-    publish(policy, tokenizer, final, roles)
-    policy.generation_config.save_pretrained(final)
+    with replacing(final) as aside:
+        publish(policy, tokenizer, aside, roles)
+        policy.generation_config.save_pretrained(aside)
     started = {f"{name}_before": before[name] for name in ("eval_loss", "accuracy") if name in before}
     headline = started | after | {"steps": trainer.state.global_step, "rows": len(train_set)}
     return StageResult(final, is_adapter(final), headline, counts)

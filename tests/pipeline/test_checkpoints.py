@@ -1,11 +1,16 @@
 """A checkpoint is complete or not there, whatever happens while it is written or afterwards."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from pipeline.checkpoints import CheckpointManager
+from pipeline.hashing import sha256_of
+from pipeline.identity import Identity
+from pipeline.seals import FORMAT
+from stages.base import InputError
 
 
 def writer(content: bytes = b"weights"):
@@ -24,7 +29,7 @@ def told() -> list[str]:
 
 @pytest.fixture
 def checkpoints(tmp_path, told) -> CheckpointManager:
-    return CheckpointManager(tmp_path / "checkpoints", keep=2, identity={"stage": "ppo"}, tell=told.append)
+    return CheckpointManager(tmp_path / "checkpoints", keep=2, identity=Identity({"stage": "ppo"}), tell=told.append)
 
 
 def test_nothing_saved_is_no_checkpoint(checkpoints, told):
@@ -118,21 +123,47 @@ def test_a_passed_over_checkpoint_is_told_once(checkpoints, told):
     assert len(told) == 1
 
 
-def test_every_flipped_byte_is_found(checkpoints):
-    folder = checkpoints.save(1, writer())
-    for path in (folder / "model.bin", folder / "manifest.json", folder / "optimizer" / "state.bin"):
-        content = path.read_bytes()
-        for i in range(0, len(content), max(len(content) // 20, 1)):
-            path.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
-            assert checkpoints.latest() is None, (path.name, i)
-        path.write_bytes(content)
-    assert checkpoints.latest() == (1, folder)
-
-
-def test_another_configuration_does_not_resume_from_it(checkpoints, told):
+def test_a_checkpoint_of_a_newer_version_is_refused_and_not_trained_over(checkpoints):
     checkpoints.save(1, writer())
-    other = CheckpointManager(checkpoints.folder, keep=2, identity={"stage": "sft"}, tell=told.append)
-    assert other.latest() is None
-    assert told == [
-        f"[CKPT01] {checkpoints.folder}/step-000001: belongs to another configuration; skipped, starting from step 0"
+    manifest = checkpoints.save(2, writer()) / "manifest.json"
+    content = json.loads(manifest.read_text()) | {"format": FORMAT + 1}
+    content["seal"] = sha256_of({key: value for key, value in content.items() if key != "seal"})
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"\[CKPT05\] .*step-000002: format 3 of a newer version, this one reads"):
+        checkpoints.latest()
+
+
+def test_one_of_an_earlier_format_is_passed_over_with_its_reason(checkpoints, told):
+    manifest = checkpoints.save(1, writer()) / "manifest.json"
+    content = json.loads(manifest.read_text()) | {"format": 1}
+    content["seal"] = sha256_of({key: value for key, value in content.items() if key != "seal"})
+    manifest.write_text(json.dumps(content))
+    assert checkpoints.latest() is None
+    assert "step-000001: format 1 of an earlier version, this one reads 2; skipped, starting from step 0" in told[0]
+
+
+def test_the_last_good_one_is_kept_when_a_later_one_is_damaged(tmp_path, told):
+    checkpoints = CheckpointManager(tmp_path, keep=1, tell=told.append)
+    (checkpoints.save(20, writer()) / "model.bin").write_bytes(b"weightz")  # as long as it was
+    path = checkpoints.save(10, writer())
+    assert checkpoints.latest() == (10, path)
+
+
+def test_one_that_is_cut_short_does_not_count_among_those_kept(checkpoints):
+    checkpoints.save(1, writer())
+    (checkpoints.save(2, writer()) / "model.bin").write_bytes(b"wei")
+    checkpoints.save(3, writer())
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["step-000001", "step-000002", "step-000003"]
+    checkpoints.save(4, writer())
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["step-000003", "step-000004"]
+
+
+def test_every_file_of_a_checkpoint_is_looked_at_for_damage(checkpoints):
+    path = checkpoints.save(1, writer())
+    (path / "model.bin").unlink()
+    (path / "optimizer" / "state.bin").write_bytes(b"")
+    (found,) = checkpoints.all()
+    assert found.problems == [
+        f"{path}/model.bin: missing",
+        f"{path}/optimizer/state.bin: 0 bytes, manifest says 7",
     ]

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pipeline import runner
 from pipeline.config_loading import load_config
+from pipeline.locks import chain_lock
 from pipeline.rundir import RunDir
 from pipeline.runner import Selection, run_chain
 from stages.base import InputError
@@ -173,13 +174,31 @@ def test_a_failed_stage_resumes_from_its_checkpoint(chain):
     assert steps_logged(chain.run, "ppo") == [1, 2, 3]
 
 
-def test_a_failed_stage_whose_config_changed_starts_from_nothing(chain):
-    Path("fail-ppo").write_text("nan")
+def test_a_stage_that_changed_since_its_checkpoint_goes_on_only_when_that_is_allowed(chain):
+    Path("fail-sft").write_text("nan")
     chain()
-    Path("fail-ppo").unlink()
-    chain("ppo.kl_coef=0.1")
-    assert chain.run.stage("ppo").log.read_text().splitlines() == ["ppo from 0"]
-    assert steps_logged(chain.run, "ppo") == [1, 2, 3]
+    with pytest.raises(InputError) as refused:
+        chain("sft.learning_rate=1e-3")
+    assert str(refused.value) == (
+        "[CKPT04] runs/small/sft changed since step-000002 was saved: sft.learning_rate: 2e-05 -> 0.001; fix: "
+        "--allow sft.learning_rate goes on from it with the new value, --force sft starts anew and drops the checkpoint"
+    )
+    assert chain.run.stage("sft").log.read_text().splitlines() == ["sft from 0", "Diverged: loss is nan"]
+    Path("fail-sft").unlink()
+    assert chain("sft.learning_rate=1e-3", only="sft", allow=("sft.learning_rate",)) == 0
+    log = chain.run.stage("sft").log.read_text()
+    told = "sft changed since step-000002 and allowed:\n    sft.learning_rate: 2e-05 -> 0.001\nsft from 2\n"
+    assert log.endswith(told)
+    assert chain.run.stage("sft").manifest["allowed"] == ["sft.learning_rate"]
+
+
+def test_a_finished_stage_that_changed_says_what_changed(chain):
+    chain(only="sft")
+    with open("demonstrations.jsonl", "a") as file:
+        file.write('{"prompt": "a", "completion": " b"}\n')
+    chain("sft.learning_rate=1e-3", only="sft")
+    assert "[sft] changed since it finished; it starts anew:\n    data.demonstrations.train: " in chain.printed
+    assert " (demonstrations.jsonl)\n    sft.learning_rate: 2e-05 -> 0.001\n[sft] starts: " in chain.printed
 
 
 def test_a_stage_whose_parent_is_unfinished_is_refused(chain):
@@ -205,7 +224,7 @@ def test_an_unknown_or_disabled_step_is_refused(chain):
 def test_a_second_process_on_the_same_run_is_refused(chain):
     chain(only="sft")
     with (
-        chain.run.locked(),
+        chain_lock(chain.run.path),
         pytest.raises(InputError, match=r"\[RUN01\] runs/small is in use by process \d+"),
     ):
         chain(only="sft")
