@@ -23,6 +23,7 @@ from pipeline.policies import final_of, named_adapters
 from pipeline.problems import exit_code, raise_together
 from pipeline.rundir import STEPS, RunDir
 from pipeline.runner import Selection, conclude, run_chain
+from pipeline.storage import full_error, is_full
 from stages.base import InputError
 from stages.redaction import redactor
 
@@ -216,13 +217,22 @@ def _told_without_secrets(kind: type[BaseException], error: BaseException, trace
     print(redactor().text("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
+def _run_app(arguments: Sequence[str] | None) -> None:
+    try:
+        app(args=arguments)
+    except OSError as error:
+        if is_full(error):
+            raise full_error(error, Path(error.filename or ".").parent, None) from error
+        raise
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: mistakes of the user end in their message and exit code, without a traceback."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # `python -m` has it; reward functions are named relative to it
     sys.excepthook = _told_without_secrets
     try:
-        app(args=arguments)
+        _run_app(arguments)
     except InputError as error:
         if os.environ.get("RLHF_DEBUG"):
             _told_without_secrets(type(error), error, error.__traceback__)

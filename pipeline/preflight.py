@@ -14,6 +14,7 @@ from pipeline.findings import Findings
 from pipeline.model_checks import check_models, length_errors, method_errors, parent_errors
 from pipeline.problems import missing_path
 from pipeline.reward_checks import check_rewards
+from pipeline.storage import room_errors, room_line, writing_errors
 from pipeline.texts.gate import check_texts
 from stages.base import InputError
 
@@ -38,6 +39,7 @@ def check(config: PipelineConfig) -> Findings:
     found.errors += parent_errors(config)
     found.errors += method_errors(config)
     check_rewards(config, rows, found)
+    check_storage(config, safe, found)
     if safe and not missing:
         check_texts(config, rows, found)
     found.plan = batch_plan.plan(config, counts(rows))
@@ -51,6 +53,14 @@ def check_environment(config: PipelineConfig, found: Findings) -> None:
     if not errors:
         found.passed("environment", versions_line())
         found.passed("environment", wandb_note(config))
+
+
+def check_storage(config: PipelineConfig, safe: bool, found: Findings) -> None:
+    """That the run's folder can be written, and has room for the checkpoints and models."""
+    errors = writing_errors(config) or (room_errors(config) if safe else [])
+    found.errors += errors
+    if not errors:
+        found.passed("environment", room_line(config))
 
 
 def check_beside(loaded: LoadedConfig) -> list[InputError]:

@@ -19,6 +19,7 @@ from pipeline.problems import EXIT_INPUT, raise_together
 from pipeline.results import write_results
 from pipeline.rundir import RunDir
 from pipeline.signals import Relay
+from pipeline.storage import writing_errors
 from stages.base import InputError
 from stages.redaction import redactor
 
@@ -68,6 +69,7 @@ def run_chain(config: PipelineConfig, selection: Selection, command: Sequence[st
         InputError: the config, data or parents do not fit.
     """
     steps = selection.steps(config)
+    raise_together(writing_errors(config))
     run = RunDir.of(config)
     with chain_lock(run.path), Relay().installed() as relay:
         run.describe(config, command)

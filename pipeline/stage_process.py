@@ -1,12 +1,13 @@
 """What `rlhf stage NAME RUN_DIR` does: one stage in this process, from its run folder to its manifest."""
 
 import ctypes
-import errno
 import os
+import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +20,19 @@ from pipeline.identity import Identity, listed
 from pipeline.launch import continue_command, printable
 from pipeline.lineage import StageInputs, inputs_of
 from pipeline.parents import verify_unchanged
-from pipeline.problems import EXIT_DIVERGED, EXIT_ENVIRONMENT, EXIT_INPUT, EXIT_STORAGE, exit_code
+from pipeline.problems import EXIT_DIVERGED, EXIT_ENVIRONMENT, EXIT_INPUT, exit_code
 from pipeline.rundir import RunDir, StageDir
 from pipeline.signals import end_with_parent, listening
+from pipeline.storage import bytes_needed, full_error, is_full
 from pipeline.tracking import TrackedStage, Trackers, open_tracker
 from reward.base import RewardError
 from stages.base import Diverged, InputError, StageContext, StageResult
+from stages.durable import sweep
 from stages.redaction import redactor
 from stages.stopping import Interrupted, StopRequest
 
 EXIT_BUG = 1
 _M_MMAP_THRESHOLD, _LARGE = -3, 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run_stage(run: RunDir, stage: str, force: bool = False, allow: Collection[str] = ()) -> int:
@@ -84,11 +86,24 @@ def _run_stage(run: RunDir, stage: str, wishes: _Wishes, stop: StopRequest) -> i
         attempt.interrupt(end.step)
         return _told_end(run, stage, end.step, stop)
     except Exception as error:
-        attempt.fail(f"{type(error).__name__}: {error}")
+        if is_full(error):
+            error = _make_room(folder, config, error)
+        with suppress(OSError):  # a full disk keeps the record that the stage was running, which resumes as well
+            attempt.fail(f"{type(error).__name__}: {error}")
         return _told(error)
     finally:
-        tracker.close(failed)
+        with suppress(OSError):
+            tracker.close(failed)
     return 0
+
+
+def _make_room(folder: StageDir, config: PipelineConfig, error: Exception) -> InputError:
+    """Remove all that is half written after the disk became full; what to tell the user."""
+    run = RunDir(folder.path.parent)
+    for path in (folder.path, folder.checkpoints):
+        sweep(path)
+    shutil.rmtree(folder.path / ".trainer", ignore_errors=True)
+    return full_error(error, run.path, bytes_needed(config, run))
 
 
 def _name_accelerator() -> None:
@@ -228,8 +243,6 @@ def _told_end(run: RunDir, stage: str, step: int, stop: StopRequest) -> int:
 def _told(error: BaseException) -> int:
     """Print what a person needs to know of an error; its exit code."""
     expected = _expected_exit(error)
-    if _is_full(error):
-        error = InputError("DISK01", f"the disk is full ({error})", fix="free space; what was saved before is intact")
     if expected is None or os.environ.get("RLHF_DEBUG"):
         print(redactor().text("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
         return expected or EXIT_BUG
@@ -247,11 +260,4 @@ def _expected_exit(error: BaseException) -> int | None:
         return EXIT_DIVERGED
     if isinstance(error, ModuleNotFoundError):
         return EXIT_ENVIRONMENT
-    return EXIT_STORAGE if _is_full(error) else None
-
-
-def _is_full(error: BaseException) -> bool:
-    """Whether the disk was full; some libraries tell it only in their text."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return True
-    return "No space left on device" in str(error)
+    return None
