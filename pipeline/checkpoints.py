@@ -11,7 +11,7 @@ from pipeline.hashing import FileHashes
 from pipeline.identity import Identity
 from pipeline.seals import Newer, Seal, Unsealed, damages, read_seal, seal
 from stages.base import InputError
-from stages.durable import crash_point, delete_folder, swap_in, sweep
+from stages.durable import crash_point, delete_folder, make_folder, swap_in, sweep
 
 _NAME = re.compile(r"^step-(\d{6,12})$")
 
@@ -63,7 +63,7 @@ class CheckpointManager:
         Raises:
             OSError: the disk is full or not writable; the previous checkpoints are untouched, the partial one is gone.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         aside = self.folder / f".tmp-{step}-{os.getpid()}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()

@@ -17,7 +17,7 @@ from pipeline.config_loading import dump_config, load_config
 from pipeline.hashing import FileHashes
 from pipeline.problems import missing_path
 from stages.base import InputError
-from stages.durable import crash_point, delete_folder, sweep, sync, write_json, write_text
+from stages.durable import crash_point, delete_folder, make_folder, sweep, sync, write_json, write_text
 from stages.redaction import redactor
 
 STEPS = (*STAGES, "evaluation")
@@ -51,7 +51,7 @@ class RunDir:
         """
         run = cls(Path(config.run.root) / config.run.name)
         run.refuse_links()
-        run.path.mkdir(parents=True, exist_ok=True)
+        make_folder(run.path)
         return run
 
     def describe(self, config: PipelineConfig, command: Sequence[str]) -> None:
@@ -146,7 +146,7 @@ class StageDir:
 
     def write_manifest(self, content: dict[str, Any]) -> None:
         """Replace stage.json in one step."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         write_json(self.path / "stage.json", redactor().tree(content))
 
     def sweep(self) -> None:

@@ -87,7 +87,7 @@ def read_seal(folder: Path, step: int) -> Seal:
         files = {str(name): (str(file["sha256"]), int(file["bytes"])) for name, file in content["files"].items()}
         found = Seal(int(content["step"]), str(content["created"]), Identity.of_plain(content["identity"]), files)
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise Unsealed(f"{folder}: no readable {MANIFEST}") from None
+        raise Unsealed(f"{folder}/{MANIFEST}: not readable") from None
     if found.step != step:
         raise Unsealed(f"{folder}/{MANIFEST}: of step {found.step}, the folder's name says {step}")
     return found
@@ -98,13 +98,13 @@ def _content(folder: Path) -> dict[str, Any]:
     if folder.is_symlink() or not folder.is_dir():
         raise Unsealed(f"{folder}: not a folder of its own")
     if path.is_symlink() or not path.is_file():
-        raise Unsealed(f"{folder}: no {MANIFEST}")
+        raise Unsealed(f"{folder}/{MANIFEST}: missing")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         digest = content.pop("seal")
         altered = digest != sha256_of(content) or "format" not in content
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise Unsealed(f"{folder}: no readable {MANIFEST}") from None
+        raise Unsealed(f"{folder}/{MANIFEST}: not readable") from None
     if altered:
         raise Unsealed(f"{folder}/{MANIFEST}: altered since it was written")
     return content

@@ -37,6 +37,14 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, and wait until their names are on the disk."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file that is either the old one or the new one after a crash.
 
@@ -87,7 +95,8 @@ def replacing(target: Path) -> Iterator[Path]:
     """
     aside = target.with_name(f".tmp-{target.name}-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    make_folder(target.parent)
+    aside.mkdir()
     try:
         yield aside
         crash_point("folder.written")

@@ -99,7 +99,7 @@ DAMAGES = {
     "3 bytes, manifest says 7": lambda f: (f / "model.bin").write_bytes(b"wei"),
     "model.bin: missing": lambda f: (f / "model.bin").unlink(),
     "extra.bin: not in the manifest": lambda f: (f / "extra.bin").write_bytes(b""),
-    "no readable manifest.json": lambda f: (f / "manifest.json").write_text("{"),
+    "manifest.json: not readable": lambda f: (f / "manifest.json").write_text("{"),
     "altered since it was written": lambda f: (f / "manifest.json").write_text(
         (f / "manifest.json").read_text().replace('"step": 2', '"step": 1')
     ),
