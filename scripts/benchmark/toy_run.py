@@ -5,6 +5,7 @@ Everything is the program's own but the training: config, identity, locks, check
 
 import json
 import os
+import struct
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from hashlib import sha256
@@ -48,10 +49,18 @@ def make(root: Path) -> RunDir:
     (root / "base/config.json").write_text('{"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64}')
     (root / "base/tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
     (root / "base/chat_template.jinja").write_text("{{ messages[0].content }}")
+    write_weights(root / "base", 1.0)
     (root / "rewards.py").write_text("def score(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n")
     for name, row in ROWS.items():
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(4)))
     return RunDir.create(load_config(root / "config.yaml"), ["rlhf", "run"])
+
+
+def write_weights(base: Path, value: float) -> None:
+    """A safetensors file with one number."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    content = struct.pack("<Q", len(header)) + header + struct.pack("<f", value)
+    (base / "model.safetensors").write_bytes(content)
 
 
 def train(config: object, inputs: object, context: StageContext) -> StageResult:
