@@ -213,7 +213,7 @@ def test_a_restored_adaptive_controller_continues_bit_for_bit():  # 22, 38
     assert restored.coef == controller.coef
 
 
-def test_a_restored_fixed_controller_has_the_saved_beta():  # 22
-    restored = FixedKL(99.0)
-    restored.load_state_dict(FixedKL(0.05).state_dict())
-    assert restored.coef == 0.05
+def test_a_fixed_controller_has_the_beta_of_the_config_also_after_a_resume():  # 22
+    resumed = FixedKL(0.1)
+    resumed.load_state_dict(FixedKL(0.05).state_dict())
+    assert resumed.coef == 0.1
