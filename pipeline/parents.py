@@ -77,8 +77,18 @@ def _compare(what: str, folder: Path, found: str | None, other: str, expected: s
     if found != expected:
         digests = f"found {_short(found)}, expected {_short(expected)}"
         problem = f"{folder} was made with another {what} than {other}; {digests}"
+        if what == "template":
+            problem += _where_templates_part(folder, Path(other))
         code = {"base": "STAGE05", "tokenizer": "STAGE03", "template": "STAGE04"}[what]
         raise InputError(code, problem, fix=f"train it again with the {what} of {other}")
+
+
+def _where_templates_part(found: Path, expected: Path) -> str:
+    if not all((folder / "tokenizer_config.json").is_file() for folder in (found, expected)):
+        return ""
+    from pipeline.texts.difference import first_difference  # torch and transformers
+
+    return first_difference(found, expected)
 
 
 def _short(digest: str | None) -> str:

@@ -8,6 +8,7 @@ from pipeline.config_loading import load_config
 from pipeline.lineage import inputs_of
 from pipeline.rundir import RunDir
 from stages.base import InputError
+from tests.toy_models import CHAT_TEMPLATE, toy_tokenizer
 
 
 @pytest.fixture
@@ -67,6 +68,17 @@ def test_a_reward_model_of_another_identity_is_refused(run, finish, code, what, 
     found = refusal(run, "ppo")
     assert found.startswith(f"[{code}] runs/small/reward_model/final was made with another {what} than ")
     assert "found bbbbbbbbbbbb, expected " in found
+
+
+def test_the_first_token_in_which_templates_differ_is_told(run, finish):
+    finish(run, "sft")
+    finish(run, "reward_model", template_hash="b" * 64)
+    for stage, template in (
+        ("sft", CHAT_TEMPLATE),
+        ("reward_model", CHAT_TEMPLATE.replace("_token }}", "_token }} ", 1)),
+    ):
+        toy_tokenizer(chat_template=template).save_pretrained(run.stage(stage).final)
+    assert refusal(run, "ppo").partition("; fix")[0].endswith("; first difference at token 2: ' ', expected 'u'")
 
 
 def test_a_changed_base_is_refused_for_finished_stages(run, finish):
