@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoints import MANIFEST, CheckpointManager
+from pipeline.checkpoints import CheckpointManager
 from pipeline.config_loading import load_config
 from pipeline.rundir import RunDir
+from pipeline.seals import MANIFEST, read_seal
 from scripts.benchmark.killing import REPOSITORY, rlhf, run
 from scripts.benchmark.traces import differences, rows, trace
 
@@ -125,7 +126,7 @@ class ExactChain:
     def _reseal(self, step: int, change: Callable[[Path], None]) -> None:
         """Change the content of a checkpoint and save it as if it had been written so."""
         checkpoint = self.folder / "checkpoints" / f"step-{step:06d}"
-        identity = json.loads((checkpoint / MANIFEST).read_text())["identity"]
+        identity = read_seal(checkpoint, step).identity
         aside = self._work / "changed"
         checkpoint.rename(aside)
         (aside / MANIFEST).unlink()

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoints import MANIFEST
 from pipeline.hashing import files_of, sha256_file, sha256_of
+from pipeline.seals import MANIFEST
 
 TIMES = ("time/", "per_second", "_runtime", "_time")
 _NO_RESULT = (MANIFEST, "training_args.bin")

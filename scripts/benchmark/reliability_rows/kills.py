@@ -63,7 +63,7 @@ def kill_savers(folder: Path, kills: int, seed: int) -> SaverKills:
 
 
 def _manager(folder: Path) -> CheckpointManager:
-    return CheckpointManager(folder, keep=2, identity={"stage": "saver"}, tell=lambda line: None)
+    return CheckpointManager(folder, keep=2, tell=lambda line: None)
 
 
 def _save(folder: Path, step: int) -> None:
