@@ -61,7 +61,7 @@ class EvaluationConfig(Settings):
 
 
 class CheckConfig(Settings):
-    reward_seconds: float = Field(default=8.0, gt=0)
+    reward_seconds: float = Field(default=60.0, gt=0)
     """Seconds in which a reward function, once imported, has to score four samples before anything is loaded."""
     max_shared_rows: float = Field(default=0.5, ge=0, le=1)
     """Fraction of held-out rows that may also be training rows; fewer are told."""
