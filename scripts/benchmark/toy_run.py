@@ -103,6 +103,8 @@ def is_whole(folder: Path) -> bool:
 
 def run_stage(run: RunDir, log: Path, variables: Mapping[str, str] | None = None, *options: str) -> int:
     """`rlhf stage sft RUN` in a process of its own that trains the toy; its exit code."""
+    import torch  # noqa: F401  once here, not in each of hundreds of processes
+
     stage_process._TRAINING["sft"] = train
     return in_child(lambda: cli.main(["stage", "sft", str(run.path), *options]), log, variables or {})
 

@@ -42,7 +42,7 @@ def crash_everywhere(work: Path, quick: bool) -> Figure:
     recovered: set[str] = set()
     attempts = 0
     for point in POINTS:
-        for kind in ("fresh", "middle", "forced"):
+        for kind in _kinds(point, quick):
             run = toy_run.make(work / f"{point}-{kind}")
             crashed, problem = _crash_and_repeat(run, point, kind, expected)
             attempts += crashed
@@ -52,6 +52,13 @@ def crash_everywhere(work: Path, quick: bool) -> Figure:
     missing = sorted(set(POINTS) - recovered)
     found = f"{len(recovered)} of {len(POINTS)} points recover ({attempts} crashes, {len(bad)} bad)"
     return Figure(found, not bad and not missing, {"bad": bad, "never reached": missing})
+
+
+def _kinds(point: str, quick: bool) -> tuple[str, ...]:
+    """In small, each point once: in the middle of a stage where it passes there."""
+    if not quick:
+        return "fresh", "middle", "forced"
+    return ("forced",) if point == "clear.manifest_removed" else ("middle",)
 
 
 def _crash_and_repeat(run: RunDir, point: str, kind: str, expected: dict) -> tuple[bool, str | None]:
