@@ -71,6 +71,12 @@ class Attempt:
         self._folder.write_manifest({**self._content, "status": status, **cost, **outcome})
 
 
+def fail_from_outside(folder: StageDir, reason: str) -> None:
+    """Record why a stage that still runs, or says so, has to be ended."""
+    if folder.manifest.get("status") == "running":
+        folder.write_manifest({**folder.manifest, "status": "failed", "error": reason})
+
+
 def _peak_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

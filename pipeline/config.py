@@ -24,6 +24,8 @@ class RunConfig(Settings):
     """Folder of the run below `root`."""
     root: str = "runs"
     """Folder of all runs."""
+    hang_timeout_s: float | None = Field(default=1800, gt=0)
+    """Seconds without progress after which a stage is ended and the stacks of its threads shown; null = never."""
 
 
 class SplitConfig(Settings):

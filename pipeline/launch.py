@@ -4,11 +4,14 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from pipeline.problems import EXIT_HANG
 from pipeline.redacted_output import redacted
 from pipeline.signals import Relay
+from pipeline.watchdog import Watch
 from stages.redaction import redactor
 
 
@@ -32,23 +35,28 @@ def printable(command: Sequence[str]) -> str:
     return shlex.join(command)
 
 
-def run_logged(command: Sequence[str], log: Path, append: bool, relay: Relay, stage: bool = True) -> int:
+def run_logged(command: Sequence[str], log: Path, append: bool, relay: Relay, watch: Watch | None = None) -> int:
     """Run a child, its output going to the terminal at once and line by line to `log`; its exit code.
 
-    Polite signals reach it through `relay`, and it is waited for however long it takes to end. A `stage` listens to
-    them itself, so those that come while Python starts wait for it.
+    Polite signals reach it through `relay`, and it is waited for however long it takes to end. With `watch` it is a
+    stage: it is ended when it makes no progress, and signals that come while its Python starts wait for it.
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("ab" if append else "wb") as file:
-        child = relay.start(command, environment, waits=stage)
+        child = relay.start(command, environment, waits=watch is not None)
         try:
-            _copy(child.stdout, file, sys.stdout)
+            with watch.over(child) if watch else nullcontext([]) as hung:
+                _copy(child.stdout, file, sys.stdout)
+                code = relay.wait()
         except BaseException:
             child.terminate()
             _copy(child.stdout, file, None)  # or it would wait for its output to be read
             relay.wait()
             raise
-        return relay.wait()
+        for told in hung:
+            print(told, file=sys.stderr, flush=True)
+            file.write(f"{told}\n".encode())
+    return EXIT_HANG if hung else code
 
 
 def last_lines(log: Path, count: int) -> list[str]:

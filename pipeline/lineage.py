@@ -18,7 +18,7 @@ from stages.base import InputError
 from stages.redaction import redactor
 
 # Keys of a stage's section that decide when it runs or what it keeps, not what comes out.
-_WITHOUT_EFFECT = {"enabled", "checkpoint_every", "keep_checkpoints"}
+_WITHOUT_EFFECT = {"enabled", "checkpoint_every", "keep_checkpoints", "on_nonfinite", "max_skipped_batches"}
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ class StageDir:
             if item.is_dir() and not item.is_symlink():
                 delete_folder(item)
             elif item.name != LOG:
-                item.unlink()
+                item.unlink(missing_ok=True)
 
 
 def provenance(command: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline import preflight
+from pipeline.attempt import fail_from_outside
 from pipeline.checkpoints import CheckpointManager
 from pipeline.config import STAGES, PipelineConfig
 from pipeline.drift import Verdict, decide
@@ -15,11 +16,12 @@ from pipeline.identity import listed
 from pipeline.launch import continue_command, last_lines, printable, rlhf, run_logged, stage_command
 from pipeline.lineage import enabled_steps, inputs_of
 from pipeline.locks import chain_lock
-from pipeline.problems import EXIT_INPUT, raise_together
+from pipeline.problems import EXIT_HANG, EXIT_INPUT, raise_together
 from pipeline.results import write_results
 from pipeline.rundir import RunDir
 from pipeline.signals import Relay
 from pipeline.storage import writing_errors
+from pipeline.watchdog import Watch
 from stages.base import InputError
 from stages.redaction import redactor
 
@@ -129,7 +131,12 @@ def _run_step(
     resumes = verdict.decision == "resume"
     command = [*stage_command(step, run.path), *(part for name in selection.allow for part in ("--allow", name))]
     _say(console, f"[{step}] {'resumes' if resumes else 'starts'}: {printable(command)}")
-    code = run_logged(command, folder.log, resumes, relay)
+    watch = Watch(step, folder.path, config.run.hang_timeout_s)
+    code = run_logged(command, folder.log, resumes, relay, watch)
+    if code == EXIT_HANG and folder.finished:  # only its process did not end
+        code = 0
+    if code == EXIT_HANG:
+        fail_from_outside(folder, last_lines(folder.log, 1)[0])  # if it could not say so itself
     if code == 0 and not folder.finished:
         code = 1
     if code > 128 and folder.manifest.get("status") == "interrupted":  # the stage told what it saved, and how to go on
@@ -154,7 +161,7 @@ def _prepare(config: PipelineConfig, run: RunDir, console: Console, relay: Relay
     command = [sys.executable, prepare.script, *prepare.arguments]
     _say(console, f"[prepare] starts: {printable(redactor().command(command))}")
     log = run.path / "prepare.log"
-    code = run_logged(command, log, False, relay, stage=False)
+    code = run_logged(command, log, False, relay)
     if relay.code:
         return relay.code
     missing = preflight.unprepared(config)

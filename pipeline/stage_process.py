@@ -9,9 +9,10 @@ import traceback
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from pipeline.attempt import Attempt
+from pipeline.attempt import Attempt, fail_from_outside
 from pipeline.checkpoints import CheckpointManager
 from pipeline.config import PipelineConfig
 from pipeline.config_loading import plain
@@ -25,9 +26,11 @@ from pipeline.rundir import RunDir, StageDir
 from pipeline.signals import end_with_parent, listening
 from pipeline.storage import bytes_needed, full_error, is_full
 from pipeline.tracking import TrackedStage, Trackers, open_tracker
-from reward.base import RewardError
+from pipeline.watchdog import watched
+from reward.base import NonFiniteScore, RewardError
 from stages.base import Diverged, InputError, StageContext, StageResult
 from stages.durable import sweep
+from stages.pulse import Pulse
 from stages.redaction import redactor
 from stages.stopping import Interrupted, StopRequest
 
@@ -42,9 +45,11 @@ def run_stage(run: RunDir, stage: str, force: bool = False, allow: Collection[st
         InputError: parents or data do not fit; CKPT04 and CKPT05 as in pipeline.drift.
     """
     end_with_parent()
-    stop = StopRequest()
+    stop, pulse, folder = StopRequest(), Pulse(), run.stage(stage)
     with listening(stop):
-        return _run_stage(run, stage, _Wishes(force, allow), stop)
+        config, wishes = run.config(), _Wishes(force, allow)
+        with watched(stage, pulse, folder.path, config.run.hang_timeout_s, partial(fail_from_outside, folder)):
+            return _run_stage(run, config, stage, wishes, stop, pulse)
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,9 @@ class _Wishes:
     allow: Collection[str]
 
 
-def _run_stage(run: RunDir, stage: str, wishes: _Wishes, stop: StopRequest) -> int:
-    config = run.config()
+def _run_stage(
+    run: RunDir, config: PipelineConfig, stage: str, wishes: _Wishes, stop: StopRequest, pulse: Pulse
+) -> int:
     inputs = inputs_of(run, config, stage)
     _name_accelerator()
     _return_freed_memory()
@@ -74,7 +80,8 @@ def _run_stage(run: RunDir, stage: str, wishes: _Wishes, stop: StopRequest) -> i
     checkpoints.sweep()
     _tell_changes(stage, verdict)
     attempt = Attempt(folder, stage, inputs, verdict.allowed)
-    context, tracker = _services(folder, config, checkpoints, stop)
+    tracker = _tracker(folder, config, checkpoints)
+    context = StageContext(folder.path, tracker, checkpoints, config.seed, stop, pulse)
     failed = True
     try:
         if stage == "evaluation":
@@ -146,9 +153,7 @@ def _checkpoints(folder: StageDir, config: PipelineConfig, identity: Identity) -
     return CheckpointManager(folder.checkpoints, keep, identity)
 
 
-def _services(
-    folder: StageDir, config: PipelineConfig, checkpoints: CheckpointManager, stop: StopRequest
-) -> tuple[StageContext, Trackers]:
+def _tracker(folder: StageDir, config: PipelineConfig, checkpoints: CheckpointManager) -> Trackers:
     latest = checkpoints.latest()
     tracked = TrackedStage(
         folder=folder.path,
@@ -157,8 +162,7 @@ def _services(
         config=plain(config),
         resume_step=latest[0] if latest else None,
     )
-    tracker = open_tracker(config.tracking, tracked)
-    return StageContext(folder.path, tracker, checkpoints, config.seed, stop), tracker
+    return open_tracker(config.tracking, tracked)
 
 
 # The stages' modules import torch, so each is imported only by the process that runs it.
@@ -254,10 +258,10 @@ def _told(error: BaseException) -> int:
 def _expected_exit(error: BaseException) -> int | None:
     if isinstance(error, InputError):
         return exit_code(error)
+    if isinstance(error, (Diverged, NonFiniteScore)):
+        return EXIT_DIVERGED
     if isinstance(error, RewardError):
         return EXIT_INPUT
-    if isinstance(error, Diverged):
-        return EXIT_DIVERGED
     if isinstance(error, ModuleNotFoundError):
         return EXIT_ENVIRONMENT
     return None

@@ -23,6 +23,10 @@ class RewardError(Exception):
         self.code, self.problem, self.fix = code, problem, fix
 
 
+class NonFiniteScore(RewardError):
+    """A reward function gave NaN or an infinity: REW02."""
+
+
 def resolve(spec: str) -> Callable[..., list[float]]:
     """The function at `package.module:name` or `path/to/file.py:name`.
 

@@ -6,11 +6,12 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reward.base import RewardError, RewardFunction
+from reward.base import NonFiniteScore, RewardError, RewardFunction
 
 LIMIT = 1e6
 """Default magnitude (score units) beyond which a score is taken for a mistake."""
 _ONE_EACH = "return a list with one float per completion"
+_NOT_FINITE = "expected a finite number"
 _SHOWN = 40
 """Characters of a prompt or completion in a message."""
 
@@ -29,6 +30,7 @@ def scores_of(
 
     Raises RewardError REW01 (no list, or a wrong count), REW02 (a score that is no such float), REW03 (it raised),
     REW04 (it wants a column that the data lacks); each names the sample where there is one.
+    NaN and infinities raise its subclass NonFiniteScore.
     """
     _require_columns(name, function, columns)
     try:
@@ -50,7 +52,8 @@ def checked(
         wrong = _wrong(score, limit)
         if wrong:
             problem = f"{name} gave {_short(score)} for {_sample(i, prompts, completions)}; {wrong}"
-            raise RewardError("REW02", problem, fix="return a finite float for every completion")
+            kind = NonFiniteScore if wrong == _NOT_FINITE else RewardError
+            raise kind("REW02", problem, fix="return a finite float for every completion")
     return [float(score) for score in scores]
 
 
@@ -77,7 +80,7 @@ def _wrong(score: Any, limit: float) -> str | None:
     except (TypeError, ValueError, OverflowError) as error:
         return f"expected a float ({error})"
     if not math.isfinite(number):
-        return "expected a finite number"
+        return _NOT_FINITE
     return f"its magnitude is above the limit {limit:g}" if abs(number) > limit else None
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from stages.pulse import Pulse
 from stages.stopping import StopRequest
 
 
@@ -37,6 +38,8 @@ class StageContext:
     seed: int
     stop: StopRequest = field(default_factory=StopRequest)
     """Whether the stage is to save its state and end."""
+    pulse: Pulse = field(default_factory=Pulse)
+    """What the stage is at; it tells here that it makes progress."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,10 @@
 """The few verbs through which PPO drives a model it trains. Plain torch here: one process, any device."""
 
-import math
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-
-from stages.base import Diverged
 
 
 class Engine(Protocol):
@@ -18,8 +15,11 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of one microbatch's share of the loss."""
 
-    def step(self) -> float:
-        """Clip, update, advance the schedule, clear gradients; the norm before clipping."""
+    def clip(self) -> float:
+        """Scale the gradients down to the largest norm allowed; the norm before, NaN or infinite if one of them is."""
+
+    def step(self) -> None:
+        """Update, advance the schedule, clear gradients."""
 
     def discard(self) -> None:
         """Forget the gradients of the current optimizer step."""
@@ -46,7 +46,7 @@ SCHEDULES = {"linear": linear_to_zero, "constant": constant}
 
 
 class TorchEngine:
-    """AdamW on one process. A non-finite gradient ends the run before it can reach a weight."""
+    """AdamW on one process."""
 
     def __init__(
         self,
@@ -67,14 +67,13 @@ class TorchEngine:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self) -> float:
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm))
-        if not math.isfinite(norm):
-            raise Diverged(f"gradient norm is {norm}")
+    def clip(self) -> float:
+        return float(nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm))
+
+    def step(self) -> None:
         self._optimizer.step()
         self._scheduler.step()
         self.discard()
-        return norm
 
     def discard(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)

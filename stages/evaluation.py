@@ -46,7 +46,7 @@ def run_evaluation(
     has enough rows, so that the choice does not flatter the result. Raises Interrupted when asked to stop.
     """
     quiet_libraries()
-    builder = PPOBuilder(ppo, model, terms, sft, reward_model, context.seed, trunk)
+    builder = PPOBuilder(ppo, model, terms, sft, reward_model, context.seed, trunk, context.pulse.beat)
     builder.roles.trust(policy)
     sources = {
         "base": source_of(model.path),
@@ -73,6 +73,7 @@ def run_evaluation(
     table: Table = {}
     for name, lm in policies.items():
         context.stop.follow(0)
+        context.pulse.enter("evaluation")
         completions = evaluator(builder.policy(lm), batch)
         judged = _judged(config.judge, completions)
         rows = [{"model": name, "index": i, **row} for i, row in enumerate(completions.rows())]

@@ -1,12 +1,14 @@
 """What the two stages on TRL's trainers share: arguments and logging."""
 
+import json
 import math
 import os
 import shutil
 from collections.abc import Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,12 +22,16 @@ from transformers import (
 )
 
 from stages.base import Diverged, StageContext
+from stages.divergence import Skips, named_tensors, require_finite_state, trained
 from stages.exact_resume import ExactResume
+from stages.finite_steps import FiniteSteps
 from stages.models.config import ModelConfig
 from stages.models.torch_files import require_tensors_only
 from stages.progress import Progress
 from stages.reward_model.config import RewardModelConfig
 from stages.sft.config import SFTConfig
+
+SKIPPED = "skipped.json"
 
 
 def training_arguments(
@@ -56,7 +62,7 @@ def training_arguments(
         "remove_unused_columns": False,  # the collators read what they need; the sampler reads `length`
         "train_sampling_strategy": "group_by_length" if config.group_by_length else "random",
         "logging_steps": config.log_every,
-        "logging_nan_inf_filter": False,
+        "logging_nan_inf_filter": config.on_nonfinite == "rollback",  # FiniteSteps has seen it; keep it out of means
         "eval_strategy": "steps" if config.eval_every else "no",
         "eval_steps": config.eval_every or None,
         "save_strategy": "steps" if config.checkpoint_every else "no",
@@ -68,28 +74,20 @@ def training_arguments(
 
 
 class TrackerCallback(TrainerCallback):
-    """Forwards the trainer's log to our tracker under our names, and stops at the first non-finite loss."""
+    """Forwards the trainer's log to our tracker under our names; ends the training at a metric that is not finite."""
 
-    def __init__(self, context: StageContext, stage: str, names: Mapping[str, str], shown: tuple[str, ...]):
-        self._context, self._stage, self._names, self._shown = context, stage, names, shown
+    def __init__(
+        self, context: StageContext, stage: str, skips: Skips, names: Mapping[str, str], shown: tuple[str, ...]
+    ):
+        self._context, self._stage, self._skips, self._names, self._shown = context, stage, skips, names, shown
+        self._told = 0
         self._progress: Progress | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._told = len(self._skips.steps)
         self._progress = Progress(self._stage, state.max_steps, state.global_step)
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if not torch.stack([g.isfinite().all() for g in gradients]).all():
-            self._diverged("a gradient", state.global_step + 1)
-
-    def _diverged(self, what: str, step: int) -> NoReturn:
-        raise Diverged(
-            f"[TRAIN01] {self._stage} step {step}: {what} is not finite; fix: lower {self._stage}.learning_rate"
-        )
 
     def on_log(
         self,
@@ -102,8 +100,15 @@ class TrackerCallback(TrainerCallback):
         metrics = {self._names[k]: float(v) for k, v in (logs or {}).items() if k in self._names}
         if not metrics:
             return
-        if not all(math.isfinite(value) for value in metrics.values()):
-            self._diverged(next(name for name, value in metrics.items() if not math.isfinite(value)), state.global_step)
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad and len(self._skips.steps) == self._told:
+            raise Diverged(
+                f"[TRAIN01] {self._stage} step {state.global_step}: {bad[0]} is not finite; "
+                f"fix: lower {self._stage}.learning_rate"
+            )
+        metrics = {name: value for name, value in metrics.items() if name not in bad}  # of a step that was left out
+        if self._skips.possible:
+            metrics[f"{self._stage}/skipped"] = self._told = len(self._skips.steps)
         self._context.tracker.log(metrics, state.global_step)
         if self._progress is not None:
             shown = {k.partition("/")[2]: v for k, v in metrics.items() if k in self._shown}
@@ -118,20 +123,58 @@ def silence(trainer: Trainer) -> None:
 class SealedCheckpoints(TrainerCallback):
     """Hands every checkpoint of the trainer to our own store, which seals it before it counts."""
 
-    def __init__(self, context: StageContext):
-        self._context = context
+    def __init__(self, context: StageContext, stage: str, skips: Skips):
+        self._context, self._stage, self._skips = context, stage, skips
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         shutil.rmtree(args.output_dir, ignore_errors=True)  # what a killed attempt left half written
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        **kwargs: Any,
+    ) -> None:
+        self._context.pulse.enter("saving")
         written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        moments = named_tensors(optimizer.state_dict()["state"], "optimizer")
+        try:
+            require_finite_state(f"{self._stage} step {state.global_step}", chain(trained(model), moments))
+            self._context.checkpoints.save(state.global_step, partial(self._copy, written))
+        finally:
+            shutil.rmtree(written)
+
+    def _copy(self, written: Path, folder: Path) -> None:
         unpickled = shutil.ignore_patterns("training_args.bin")  # objects, which nothing here reads again
-        copy = partial(shutil.copytree, written, dirs_exist_ok=True, ignore=unpickled, copy_function=os.rename)
-        self._context.checkpoints.save(state.global_step, copy)
-        shutil.rmtree(written)
+        shutil.copytree(written, folder, dirs_exist_ok=True, ignore=unpickled, copy_function=os.rename)
+        if self._skips.possible:
+            (folder / SKIPPED).write_text(json.dumps(self._skips.steps))
+
+
+class Phases(TrainerCallback):
+    """Tells what the trainer is at."""
+
+    def __init__(self, context: StageContext):
+        self._pulse = context.pulse
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._pulse.enter("training", state.global_step + 1)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_evaluate or control.should_save:
+            self._pulse.enter("evaluation" if control.should_evaluate else "saving")
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._pulse.enter("evaluation")
 
 
 class StopWhenAsked(TrainerCallback):
@@ -164,28 +207,42 @@ class ConfigDecides(TrainerCallback):
             group["initial_lr"], group["lr"] = args.learning_rate, args.learning_rate * factor(lr_scheduler.last_epoch)
 
 
-def callbacks(context: StageContext, stage: str, names: Mapping[str, str], shown: tuple[str, ...]) -> list[Any]:
-    """What both stages add to the trainer."""
-    ours = [ConfigDecides(), StopWhenAsked(context), SealedCheckpoints(context)]
-    return [TrackerCallback(context, stage, names, shown), *ours]
+class Supervision:
+    """All that both stages add to a trainer of TRL."""
 
+    def __init__(self, context: StageContext, stage: str, config: SFTConfig | RewardModelConfig):
+        self._context, self._stage = context, stage
+        self._skips = Skips(config.on_nonfinite, config.max_skipped_batches)
+        self._finite = FiniteSteps(context, stage, self._skips)
 
-def train_to_end(trainer: Trainer, context: StageContext) -> None:
-    """Train to the end, from the newest sealed checkpoint if there is one.
+    def callbacks(self, names: Mapping[str, str], shown: tuple[str, ...]) -> list[TrainerCallback]:
+        """To be given to the trainer; `names` are our names for its metrics, `shown` those of the progress line."""
+        context, stage, skips = self._context, self._stage, self._skips
+        tracked = TrackerCallback(context, stage, skips, names, shown)
+        sealed = SealedCheckpoints(context, stage, skips)
+        return [tracked, self._finite, ConfigDecides(), StopWhenAsked(context), Phases(context), sealed]
 
-    Raises Interrupted where it was asked to stop, with the state on disk, and InputError as `require_tensors_only`.
-    """
-    trainer.add_callback(ExactResume(trainer, context.seed))  # last: it looks at whether the others save
-    found = context.checkpoints.latest()
-    context.stop.follow(found[0] if found else 0)
-    if found is None:
-        trainer.train()
-    else:
-        require_tensors_only(found[1])
-        print(f"resuming from {found[1]}", flush=True)
-        _resume(trainer, found[1])
-    if trainer.state.global_step < trainer.state.max_steps:
-        context.stop.follow(trainer.state.global_step)
+    def train(self, trainer: Trainer) -> None:
+        """Train to the end, from the newest sealed checkpoint if there is one.
+
+        Raises Interrupted where it was asked to stop, with the state on disk, Diverged, and InputError as
+        `require_tensors_only`.
+        """
+        context = self._context
+        trainer.add_callback(ExactResume(trainer, context.seed))  # last: it looks at whether the others save
+        self._finite.follow(trainer.model)
+        found = context.checkpoints.latest()
+        context.stop.follow(found[0] if found else 0)
+        if found is None:
+            trainer.train()
+        else:
+            require_tensors_only(found[1])
+            print(f"resuming from {found[1]}", flush=True)
+            if (found[1] / SKIPPED).is_file():
+                self._skips.steps = json.loads((found[1] / SKIPPED).read_text())
+            _resume(trainer, found[1])
+        if trainer.state.global_step < trainer.state.max_steps:
+            context.stop.follow(trainer.state.global_step)
 
 
 def _resume(trainer: Trainer, checkpoint: Path) -> None:

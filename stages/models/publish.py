@@ -6,6 +6,7 @@ from pathlib import Path
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stages.divergence import require_finite_state, trained
 from stages.models.adapters import verify_saved
 from stages.models.hub import pinned
 from stages.models.roles import Roles
@@ -14,8 +15,10 @@ from stages.models.roles import Roles
 def publish(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, final: Path, roles: Roles) -> None:
     """Write a stage's model so that plain transformers (and peft) load it; an adapter with the identity of its base.
 
-    Raises InputError PEFT02 when an adapter, read back, is not whole or learned nothing.
+    Raises InputError PEFT02 when an adapter, read back, is not whole or learned nothing, and Diverged NUM01 when a
+    weight is not finite.
     """
+    require_finite_state("the trained model", trained(model))
     model.save_pretrained(final)
     tokenizer.save_pretrained(final)
     (final / "README.md").unlink(missing_ok=True)  # PEFT's model card names a path and says nothing

@@ -8,7 +8,7 @@ four roles cost little more than one.
 import copy
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from stages.models.identity import BaseIdentity, probes_of, require_same_base, w
 from stages.models.load import ModelSource, load_causal_lm, load_tokenizer, put_in_place
 from stages.models.peft_types import peft_config
 from stages.models.scalar import load_classifier, with_scalar_head
+from stages.models.trunk import inner_model
 
 
 def share(model: nn.Module) -> nn.Module:
@@ -34,11 +35,13 @@ def share(model: nn.Module) -> nn.Module:
 class Roles:
     """Builder of the roles of one process; remembers each frozen base that it has loaded.
 
-    No adapter that it makes is in the first `frozen_layers` layers.
+    No adapter that it makes is in the first `frozen_layers` layers. `on_forward` is called before every forward pass
+    of a model made here.
     """
 
-    def __init__(self, model: ModelConfig, frozen_layers: int = 0):
+    def __init__(self, model: ModelConfig, frozen_layers: int = 0, on_forward: Callable[[], None] = lambda: None):
         self._model = model
+        self._on_forward = on_forward
         self._frozen_layers = frozen_layers
         self._bases: dict[str, PreTrainedModel] = {}
         self._classifiers: dict[str, PreTrainedModel] = {}
@@ -59,7 +62,7 @@ class Roles:
         if base not in self._bases:
             model = self._model
             loaded = load_causal_lm(base, model.dtype, self.trusts(base), model.quantization)
-            self._bases[base] = loaded.requires_grad_(False)
+            self._bases[base] = self._followed(loaded).requires_grad_(False)
         return share(self._bases[base])
 
     def identity(self, base: str) -> BaseIdentity | None:
@@ -100,7 +103,7 @@ class Roles:
 
         Raises InputError PEFT03 when its adapter cannot be merged into weights.
         """
-        model = load_causal_lm(source.base, "float32", self.trusts(source.base))
+        model = self._followed(load_causal_lm(source.base, "float32", self.trusts(source.base)))
         if not source.adapter:
             return model
         require_same_base(source.adapter, BaseIdentity(source.base, weights_digest(model)))
@@ -161,14 +164,21 @@ class Roles:
             classifier = with_scalar_head(self.frozen_base(source.base), None)
             return continue_adapter(classifier, self._fitting(source))
         if tuning.method == "full":
-            return load_classifier(source.base, "float32", self.trusts(source.base)).requires_grad_(True)
+            whole = load_classifier(source.base, "float32", self.trusts(source.base))
+            return self._followed(whole).requires_grad_(True)
         return self._tuned(share(self._classifier(source.base)), source, tuning, TaskType.SEQ_CLS)
 
     def _classifier(self, folder: str) -> PreTrainedModel:
         if folder not in self._classifiers:
             loaded = load_classifier(folder, self._model.dtype, self.trusts(folder))
-            self._classifiers[folder] = loaded.requires_grad_(False)
+            self._classifiers[folder] = self._followed(loaded).requires_grad_(False)
         return self._classifiers[folder]
+
+    def _followed(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The hook is on the transformer below the heads: all roles run it, and structural copies keep it."""
+        told = self._on_forward
+        inner_model(model).register_forward_pre_hook(lambda *_: told())
+        return model
 
     def _tuned(self, model: PreTrainedModel, source: ModelSource, tuning: TuningConfig, task: TaskType) -> nn.Module:
         start = self._fitting(source) if source.adapter else None

@@ -1,5 +1,6 @@
 """Makes every object of the PPO stage, once."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -44,11 +45,12 @@ class PPOBuilder:
         reward_model: Path | None,
         seed: int,
         trunk: TrunkConfig = NO_FROZEN_LAYERS,
+        on_forward: Callable[[], None] = lambda: None,
     ):
         self.config, self.model, self.terms, self.seed = config, model, terms, seed
         self.frozen_layers = trunk.frozen_layers
         torch.manual_seed(seed)  # new adapters are random
-        self.roles = Roles(model, trunk.frozen_layers)
+        self.roles = Roles(model, trunk.frozen_layers, on_forward)
         self.roles.trust(sft, reward_model)
         self.start = self.roles.adaptable(source_of(sft or model.path), config.tuning)
         self.reward_folder = reward_model

@@ -117,6 +117,10 @@ class PPOConfig(Settings):
     """PPO iterations between checkpoints; 0 = none but the final model."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Newest checkpoints that are kept."""
+    on_nonfinite: Literal["stop", "rollback"] = "stop"
+    """rollback: a batch whose loss or gradient is not finite leaves no trace but a dump, and training goes on."""
+    max_skipped_batches: int = Field(default=3, gt=0)
+    """rollback: PPO iterations that may be left out so, over the whole stage; one more stops it."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,11 +1,12 @@
 """Checks that end a run whose numbers can no longer mean anything."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from stages.base import Diverged
+from stages.divergence import NonFinite
 
 CAUSES = (
     "the sampling temperature is not in the scored log-probabilities",
@@ -19,20 +20,27 @@ _MANY = 0.1
 """Fraction of empty completions from which on they are told; any number of them is in the metrics."""
 
 
-def require_finite(name: str, tensor: Tensor, step: int, episodes: Sequence[int]) -> None:
-    """Raise Diverged, naming step, tensor and episodes, when `tensor` has a NaN or an infinity.
+def require_finite(
+    tensors: Mapping[str, Tensor], known: Mapping[str, Tensor], step: int, episodes: Sequence[int]
+) -> None:
+    """Raise NonFinite, naming step, tensor and episodes, when one of `tensors` has a NaN or an infinity.
 
-    A tensor with one row per episode names the episodes of its bad rows, any other all of them.
+    A tensor with one row per episode names the episodes of its bad rows, any other all of them. `known` is what else
+    there is of the batch.
     """
-    bad = ~torch.isfinite(tensor)
-    if not bad.any():
-        return
-    if tensor.shape[0] == len(episodes):
-        episodes = [e for e, row in zip(episodes, bad.reshape(len(episodes), -1).any(1), strict=True) if row]
-    raise Diverged(
-        f"[PPO03] step {step}: {name} is not finite for episodes {list(episodes)[:8]}; "
-        "fix: lower ppo.learning_rate, or see docs/metrics.md"
-    )
+    everyone = list(episodes)
+    for name, tensor in tensors.items():
+        bad = ~torch.isfinite(tensor)
+        if not bad.any():
+            continue
+        if tensor.shape[:1] == (len(episodes),):
+            episodes = [e for e, row in zip(episodes, bad.reshape(len(episodes), -1).any(1), strict=True) if row]
+        raise NonFinite(
+            f"[PPO03] ppo step {step}: {name} is not finite for episodes {sorted(episodes)[:8]}",
+            "lower ppo.learning_rate, or see docs/metrics.md",
+            name,
+            {**known, **tensors, "episodes": torch.tensor(everyone)},
+        )
 
 
 def require_clean_start(kl: float, ratio_error: float, compute: str) -> None:

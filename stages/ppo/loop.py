@@ -5,12 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
+from reward.base import NonFiniteScore
 from stages.base import StageContext, StageResult
+from stages.divergence import NonFinite, Skips, copied, named_tensors, require_finite_state
 from stages.durable import delete_folder, replacing, swap_in
 from stages.ppo.evaluation import Completions, Evaluator, win_rate
+from stages.ppo.evidence import dump_batch
 from stages.ppo.health import require_answers, require_clean_start
-from stages.ppo.prompts import PromptSet
+from stages.ppo.prompts import PromptBatch, PromptSet
 from stages.ppo.state import load_state, save_state
 from stages.ppo.trainer import PPOTrainer, Step
 from stages.progress import Progress
@@ -48,10 +52,14 @@ class PPOLoop:
     compute: str
     evaluator: Evaluator
     best: Best = field(default_factory=Best)
+    skips: Skips = field(init=False)
     evaluated: int = -1
     """The last iteration whose policy was evaluated."""
     _saved: int = 0
     _reference: Completions | None = None
+
+    def __post_init__(self) -> None:
+        self.skips = Skips(self.trainer.config.on_nonfinite, self.trainer.config.max_skipped_batches)
 
     def run(self) -> StageResult:
         """All remaining iterations; the result's `final` is the best policy under the budget, else the last.
@@ -76,16 +84,31 @@ class PPOLoop:
         """The next iteration and its log."""
         number, size = self.trainer.finished, self.trainer.config.rollout_batch_size
         batch = self.prompts.shuffled(self.trainer.seed, number * size, size)
-        step = self.trainer.step(batch)
+        before = copied(self.trainer.state_dict()) if self.skips.possible else {}
+        try:
+            step = self.trainer.step(batch)
+        except (NonFinite, NonFiniteScore) as error:
+            self._skip(error, batch, before)
+            return
         if number == 0:
             require_clean_start(step.metrics["objective/kl"], step.metrics["policy/ratio_first"], self.compute)
         empty = step.metrics["rollout/empty_fraction"]
         require_answers(empty, self.trainer.config.max_empty_fraction, size, self.trainer.finished)
         self.log(step, batch.episodes, progress)
 
+    def _skip(self, error: NonFinite | NonFiniteScore, batch: PromptBatch, before: dict[str, Any]) -> None:
+        """Go back to where the iteration began and leave it out. Raises Diverged when it may not be left out."""
+        number = self.trainer.finished + 1
+        folder = self.context.folder / "diverged" / f"step-{number:06d}"
+        self.skips.skip(number, error, dump_batch(folder, self.trainer, batch, error))
+        self.trainer.load_state_dict(before)
+        self.trainer.finished = number
+        self.context.tracker.log({"ppo/skipped": len(self.skips.steps)}, number)
+
     def checkpoint(self) -> None:
         """Save the state after the last iteration, once."""
         if self._saved < self.trainer.finished:
+            self.context.pulse.enter("saving")
             self.context.checkpoints.save(self.trainer.finished, self.save)
             self._saved = self.trainer.finished
 
@@ -141,6 +164,7 @@ class PPOLoop:
     def evaluate(self, held_out: PromptSet) -> None:
         """Score the policy (or its average) on held-out prompts, and keep it if it is the best so far."""
         start = perf_counter()
+        self.context.pulse.enter("evaluation")
         batch = held_out.first(self.trainer.config.eval_prompts)
         if self._reference is None:
             self._reference = self.evaluator(self.trainer.reference, batch)
@@ -164,6 +188,7 @@ class PPOLoop:
 
     def finish(self) -> StageResult:
         """Publish the best policy as `final`, or the last one where none was evaluated within the budget."""
+        self.context.pulse.enter("publishing")
         final = self.context.folder / "final"
         best = self.context.folder / "best"
         if best.is_dir():
@@ -180,8 +205,11 @@ class PPOLoop:
         return StageResult(final, (final / "adapter_config.json").is_file(), headline)
 
     def save(self, folder: Path) -> None:
-        """Everything a resumed run needs to give the same bits."""
-        save_state(folder, self.trainer.state_dict() | {"best": asdict(self.best), "evaluated": self.evaluated})
+        """Everything a resumed run needs to give the same bits. Raises Diverged NUM01 when some of it is not finite."""
+        state = self.trainer.state_dict()
+        require_finite_state(f"ppo step {self.trainer.finished}", named_tensors(state))
+        skipped = {"skipped": self.skips.steps} if self.skips.possible else {}
+        save_state(folder, state | skipped | {"best": asdict(self.best), "evaluated": self.evaluated})
         if (self.context.folder / "best").is_dir():
             shutil.copytree(self.context.folder / "best", folder / "best")
 
@@ -196,6 +224,7 @@ class PPOLoop:
         print(f"resuming from {folder}", flush=True)
         state = load_state(folder)
         self.best, self.evaluated, self._saved = Best(**state.pop("best")), state.pop("evaluated"), step
+        self.skips.steps = state.pop("skipped", [])
         self.trainer.load_state_dict(state)
         delete_folder(best)
         if (folder / "best").is_dir():

@@ -1,5 +1,6 @@
 """Numbers of one PPO iteration for the log; docs/metrics.md defines each."""
 
+from collections.abc import Callable
 from time import perf_counter
 
 import torch
@@ -37,14 +38,25 @@ def rollout_metrics(e: Experience, kl_coef: float) -> Metrics:
 class Stopwatch:
     """Seconds of the phases of one iteration."""
 
-    def __init__(self) -> None:
-        self._start = self._last = perf_counter()
+    def __init__(self, enter: Callable[[str], None]):
+        self._enter = enter
+        self._start = perf_counter()
+        self._phase, self._since = "", self._start
         self._laps: Metrics = {}
 
-    def lap(self, phase: str) -> None:
-        now = perf_counter()
-        self._laps[f"time/{phase}"] = now - self._last
-        self._last = now
+    def begin(self, phase: str) -> None:
+        """Begin a phase, which ends the one before, and tell so."""
+        self._end()
+        self._phase = phase
+        self._enter(phase)
 
     def metrics(self) -> Metrics:
-        return self._laps | {"time/step": self._last - self._start}
+        """End the last phase; the seconds of each and of all."""
+        self._end()
+        return self._laps | {"time/step": self._since - self._start}
+
+    def _end(self) -> None:
+        now = perf_counter()
+        if self._phase:
+            self._laps[f"time/{self._phase}"] = now - self._since
+        self._since = now

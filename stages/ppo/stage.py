@@ -28,8 +28,8 @@ def run_ppo(
 ) -> StageResult:
     """Train the SFT model by PPO on the reward terms and write the best policy to `context.folder / "final"`."""
     quiet_libraries()
-    builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed, trunk)
-    trainer = builder.trainer(demonstrations)
+    builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed, trunk, context.pulse.beat)
+    trainer = replace(builder.trainer(demonstrations), enter=context.pulse.enter)
     counts = announce_parameters("ppo", builder.policy_lm)
     evaluator = Evaluator(
         trainer.reference,

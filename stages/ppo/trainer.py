@@ -6,6 +6,7 @@ Formulas and their sources are in advantages.py, losses.py and kl.py; docs/ppo.m
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,20 +64,22 @@ class PPOTrainer:
     seed: int
     ptx: PretrainingMix | None = None
     ema: EMA | None = None
+    enter: Callable[..., None] = lambda phase, step: None
+    """Told each phase and its step as it begins."""
     finished: int = 0
 
     def step(self, batch: PromptBatch) -> Step:
         """One iteration on `rollout_batch_size` prompts: rollout, scoring, ppo_epochs over the minibatches."""
-        clock = Stopwatch()
+        clock = Stopwatch(partial(self.enter, step=self.finished + 1))
+        clock.begin("rollout")
         seed_generators(self.seed, self.finished)
         rollout = self.sampler(self.policy.module.lm, batch.ids, batch.episodes)
-        clock.lap("rollout")
+        clock.begin("scoring")
         experience, texts, parts = self.evaluate(rollout, batch)
-        clock.lap("scoring")
+        clock.begin("update")
         metrics = rollout_metrics(experience, self.kl.coef)
         with self._recomputing():
             metrics |= self.optimise(experience, batch)
-        clock.lap("update")
         self.kl.update(metrics["objective/kl"], len(experience))
         self.finished += 1
         metrics |= clock.metrics()
@@ -91,17 +94,14 @@ class PPOTrainer:
         both = passes.replay(rollout, lambda r: torch.stack(self.policy.module(r.ids, r.attention_mask, r.mask), 1))
         logprobs, entropy = both.unbind(1)
         values = passes.replay(rollout, lambda r: self.value.module.values(r.ids, r.attention_mask, r.mask.shape[1]))
+        sampled = {f.name: getattr(rollout, f.name) for f in fields(Rollout)}
+        forward = {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "values": values}
+        require_finite(forward, sampled, self.finished + 1, batch.episodes)
         texts = Texts(batch.texts, self.decode(rollout.completions, rollout.mask), batch.columns)
         raw, parts = self.reward(
             texts, lambda model: passes.replay(rollout, lambda r: model.scores(r.ids, r.attention_mask))
         )
-        for name, tensor in (
-            ("score", raw),
-            ("logprobs", logprobs),
-            ("ref_logprobs", ref_logprobs),
-            ("values", values),
-        ):
-            require_finite(name, tensor, self.finished, batch.episodes)
+        require_finite({"score": raw}, sampled | forward, self.finished + 1, batch.episodes)
 
         scores = self.score_rule(raw.to(rollout.ids.device), rollout.stopped)
         kl = k1(logprobs, ref_logprobs, rollout.mask)
@@ -109,19 +109,9 @@ class PPOTrainer:
         advantages, returns = gae(rewards, values, rollout.mask, self.config.gamma, self.config.lam)
         if self.config.whiten_advantages:
             advantages = whiten(advantages, rollout.mask)
-        sampled = {f.name: getattr(rollout, f.name) for f in fields(Rollout)}
-        experience = Experience(
-            **sampled,
-            logprobs=logprobs,
-            ref_logprobs=ref_logprobs,
-            entropy=entropy,
-            values=values,
-            scores=scores,
-            rewards=rewards,
-            advantages=advantages,
-            returns=returns,
-        )
-        return experience, texts, parts
+        derived = {"scores": scores, "rewards": rewards, "advantages": advantages, "returns": returns}
+        require_finite(derived, sampled | forward, self.finished + 1, batch.episodes)
+        return Experience(**sampled, **forward, entropy=entropy, **derived), texts, parts
 
     def optimise(self, experience: Experience, batch: PromptBatch) -> Metrics:
         """ppo_epochs passes over the rollout in minibatches of whole completions; each row once per pass."""
@@ -129,18 +119,20 @@ class PPOTrainer:
         for epoch in range(self.config.ppo_epochs):
             for rows in self._minibatches(len(experience), epoch):
                 stats = self.minibatch(experience, rows)
-                require_finite(
-                    "loss",
-                    torch.tensor([stats["policy/loss"], stats["value/loss"]]),
-                    self.finished,
-                    batch.episodes,
-                )
+                self._require_finite(stats, experience, rows, batch)
                 totals.append(stats)
                 if self.config.target_kl and stats["policy/approx_kl"] > 1.5 * self.config.target_kl:
                     self._discard()
                     return self._summary(totals)
-                totals[-1] |= self._step_engines()
+                norms = self._clip_engines()
+                self._require_finite(norms, experience, rows, batch)
+                totals[-1] |= norms | self._step_engines()
         return self._summary(totals)
+
+    def _require_finite(self, found: Metrics, experience: Experience, rows: Tensor, batch: PromptBatch) -> None:
+        tensors = {name: torch.tensor(value) for name, value in found.items()}
+        known = {f.name: getattr(experience[rows], f.name) for f in fields(Experience)}
+        require_finite(tensors, known, self.finished + 1, [batch.episodes[i] for i in rows])
 
     def minibatch(self, experience: Experience, rows: Tensor) -> Metrics:
         """Gradients of one optimizer step: token-mean over the whole minibatch, whatever its microbatches."""
@@ -200,6 +192,7 @@ class PPOTrainer:
         return {"finished": self.finished} | {name: part.state_dict() for name, part in self._stateful().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._discard()
         self.finished = state["finished"]
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
@@ -219,16 +212,20 @@ class PPOTrainer:
     def _policy_learns(self) -> bool:
         return self.finished >= self.config.critic_warmup_steps
 
+    @property
+    def _learning(self) -> dict[str, Engine]:
+        return {"value": self.value} | ({"policy": self.policy} if self._policy_learns else {})
+
+    def _clip_engines(self) -> Metrics:
+        return {f"{role}/grad_norm": engine.clip() for role, engine in self._learning.items()}
+
     def _step_engines(self) -> Metrics:
-        metrics = {"value/learning_rate": self.value.learning_rate(), "value/grad_norm": self.value.step()}
-        if self._policy_learns:
-            metrics |= {
-                "policy/learning_rate": self.policy.learning_rate(),
-                "policy/grad_norm": self.policy.step(),
-            }
-            if self.ema is not None:
-                self.ema.update()
-        return metrics
+        rates = {f"{role}/learning_rate": engine.learning_rate() for role, engine in self._learning.items()}
+        for engine in self._learning.values():
+            engine.step()
+        if self.ema is not None and self._policy_learns:
+            self.ema.update()
+        return rates
 
     def _discard(self) -> None:
         self.policy.discard()

@@ -51,6 +51,10 @@ class RewardModelConfig(Settings):
     """Optimizer steps between checkpoints; 0 = none but the final model."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Newest checkpoints that are kept."""
+    on_nonfinite: Literal["stop", "rollback"] = "stop"
+    """rollback: a batch whose loss or gradient is not finite leaves no trace but a dump, and training goes on."""
+    max_skipped_batches: int = Field(default=3, gt=0)
+    """rollback: optimizer steps that may be left out so, over the whole stage; one more stops it."""
 
     @model_validator(mode="after")
     def _no_dropout(self) -> "RewardModelConfig":

@@ -11,7 +11,7 @@ from trl import RewardTrainer
 from stages.base import InputError, StageContext, StageResult
 from stages.data import read_preferences
 from stages.durable import replacing
-from stages.hf_trainer import callbacks, silence, train_to_end, training_arguments
+from stages.hf_trainer import Supervision, silence, training_arguments
 from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.heads import ScoreModel
@@ -64,10 +64,11 @@ def run_reward_model(
     eval_pairs = _pairs(renderer, eval, config) if eval else []
 
     torch.manual_seed(context.seed)
-    roles = Roles(model, trunk.frozen_layers)
+    roles = Roles(model, trunk.frozen_layers, context.pulse.beat)
     roles.trust(sft)
     classifier = roles.scorer_to_train(source, config.tuning, tokenizer.pad_token_id)
     counts = announce_parameters("reward_model", classifier)
+    supervision = Supervision(context, "reward_model", config)
     trainer = RewardTrainer(
         model=classifier,
         processing_class=tokenizer,
@@ -78,11 +79,12 @@ def run_reward_model(
             max_length=None,
             center_rewards_coefficient=config.centering_coef or None,
         ),
-        callbacks=callbacks(context, "reward_model", NAMES, SHOWN),
+        callbacks=supervision.callbacks(NAMES, SHOWN),
     )
     silence(trainer)
-    train_to_end(trainer, context)
+    supervision.train(trainer)
     final = context.folder / "final"
+    context.pulse.enter("publishing")
     shown = [renderer.demonstration(r) for r in demonstrations] or [p.chosen for p in eval_pairs or train_pairs]
     probes = [side for p in (eval_pairs or train_pairs)[: PROBES // 2] for side in (p.chosen, p.rejected)]
     with replacing(final) as aside:

@@ -89,6 +89,10 @@ class SFTConfig(Settings):
     """Optimizer steps between checkpoints; 0 = none but the final model."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Newest checkpoints that are kept."""
+    on_nonfinite: Literal["stop", "rollback"] = "stop"
+    """rollback: a batch whose loss or gradient is not finite leaves no trace but a dump, and training goes on."""
+    max_skipped_batches: int = Field(default=3, gt=0)
+    """rollback: optimizer steps that may be left out so, over the whole stage; one more stops it."""
     samples: int = Field(default=3, ge=0)
     """Held-out prompts completed before and after training."""
     sample_tokens: int = Field(default=48, gt=0)

@@ -27,10 +27,12 @@ class HeldOut:
         self.dataset = dataset([renderer.demonstration(r) for r in rows], config, path) if path else None
         classified = config.classification and path
         self._labels = HeldOutLabels(config, model, renderer, rows, path, context) if classified else None
+        self._context = context
         self._samples = Samples(config, model, renderer, [] if classified else rows, context)
 
     def measure(self, trainer: Trainer, policy: nn.Module, stops: tuple[int, ...], when: str) -> dict[str, float]:
         """Loss, and accuracy and F1 in a classification; logged and printed too."""
+        self._context.pulse.enter("evaluation")
         found = {"eval_loss": trainer.evaluate()["eval_loss"]} if self.dataset else {}
         step = trainer.state.global_step
         self._samples.take(policy, stops, when, step)

@@ -10,7 +10,7 @@ from trl import SFTTrainer
 from stages.base import StageContext, StageResult
 from stages.classification import absent_labels, read_sft_rows
 from stages.durable import replacing
-from stages.hf_trainer import callbacks, silence, train_to_end, training_arguments
+from stages.hf_trainer import Supervision, silence, training_arguments
 from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.load import load_tokenizer, neutral_generation_config, source_of, stop_ids
@@ -56,11 +56,12 @@ def run_sft(
     held_out = HeldOut(config, model, renderer, eval, context)
 
     torch.manual_seed(context.seed)
-    roles = Roles(model, trunk.frozen_layers)
+    roles = Roles(model, trunk.frozen_layers, context.pulse.beat)
     policy = roles.policy(source, config.tuning)
     counts = announce_parameters("sft", policy)
     stops = stop_ids(policy, tokenizer)
     policy.generation_config = neutral_generation_config(stops, tokenizer)
+    supervision = Supervision(context, "sft", config)
     trainer = SFTTrainer(
         model=policy,
         processing_class=tokenizer,
@@ -72,13 +73,14 @@ def run_sft(
             packing=config.packing,
             eval_packing=False,
         ),
-        callbacks=callbacks(context, "sft", NAMES, SHOWN),
+        callbacks=supervision.callbacks(NAMES, SHOWN),
     )
     silence(trainer)
     before = held_out.measure(trainer, policy, stops, "before")
-    train_to_end(trainer, context)
+    supervision.train(trainer)
     after = held_out.measure(trainer, policy, stops, "after")
     final = context.folder / "final"
+    context.pulse.enter("publishing")
     with replacing(final) as aside:
         publish(policy, tokenizer, aside, roles)
         policy.generation_config.save_pretrained(aside)

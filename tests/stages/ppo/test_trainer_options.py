@@ -145,7 +145,7 @@ def test_a_score_that_is_not_finite_stops_the_run_before_any_weight_moves() -> N
         e for e, p, c in zip(batch.episodes, batch.ids, rollout.completions, strict=True) if p == [4] and c[0] == STOP
     ]
     before = copy.deepcopy(toy.trainer.state_dict())
-    with pytest.raises(Diverged, match=r"step 1: score is not finite for episodes ") as error:
+    with pytest.raises(Diverged, match=r"step 2: score is not finite for episodes ") as error:
         toy.trainer.step(batch)
     assert bad and str(bad[:8]) in str(error.value)
     assert same(toy.trainer.state_dict(), before)

@@ -1,6 +1,9 @@
 """Supervised fine-tuning by its real entry point: which tokens carry loss, what it writes, how it resumes."""
 
 import itertools
+import shutil
+import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from stages.base import Diverged, InputError, StageResult
+from stages.base import Diverged, InputError, StageContext, StageResult
 from stages.models.config import ModelConfig, TuningConfig
 from stages.sft.config import SFTConfig
 from stages.sft.stage import run_sft
+from stages.stopping import Interrupted, StopRequest
 from tests.toy_models import ARCHITECTURES, BOS, EOS, PAD, MemoryTracker, context, save_toy, toy_tokenizer, write_rows
 
 LORA = {"method": "lora", "r": 4, "alpha": 8, "targets": "all-linear"}
@@ -46,7 +50,7 @@ class Stage:
         self.held_out = write_rows(folder / "eval.jsonl", held_out)
         self.tracker = MemoryTracker()
 
-    def run(self, seed: int = 0, **changes: Any) -> StageResult:
+    def run(self, seed: int = 0, services: StageContext | None = None, **changes: Any) -> StageResult:
         settings = {
             "learning_rate": 3e-3,
             "batch_size": 4,
@@ -55,7 +59,7 @@ class Stage:
             "max_length": 64,
             "samples": 0,
         }
-        services = replace(context(self.folder / "run", seed), tracker=self.tracker)
+        services = services or replace(context(self.folder / "run", seed), tracker=self.tracker)
         return run_sft(SFTConfig(**settings | changes), self.model, self.train, self.held_out, services)
 
 
@@ -195,6 +199,42 @@ def test_a_loss_that_is_no_number_stops_the_run(settings: dict, tmp_path: Path):
     with pytest.raises(Diverged, match=r"^\[TRAIN01\] sft step \d+: .*; fix: lower sft.learning_rate$"):
         stage.run(learning_rate=1e30, **settings)
     assert not (tmp_path / "run" / "final").exists()
+
+
+class Stopping(MemoryTracker):
+    """Asks a stage to stop while its third step is logged."""
+
+    def __init__(self, stop: StopRequest):
+        super().__init__()
+        self._stop = stop
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        super().log(metrics, step)
+        if step == 3:
+            self._stop.signal = signal.SIGTERM
+
+
+def test_a_stage_that_is_asked_to_stop_saves_the_running_step_and_goes_on_to_the_same_bits(tmp_path: Path):
+    whole, stage = Stage(tmp_path / "whole"), Stage(tmp_path / "stopped")
+    expected = weights(whole.run(max_steps=5, checkpoint_every=0).final)
+    services = context(stage.folder / "run")
+    services = replace(services, tracker=Stopping(services.stop))
+    with pytest.raises(Interrupted) as end:
+        stage.run(services=services, max_steps=5, checkpoint_every=0)
+    assert end.value.step == services.checkpoints.latest()[0] == 4  # the log of step 3 is written after its boundary
+    found = weights(stage.run(max_steps=5, checkpoint_every=0).final)
+    assert stage.tracker.series("sft/loss") == whole.tracker.series("sft/loss")[4:]
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_checkpoint_of_the_last_step_is_not_trained_further(tmp_path: Path):
+    stage = Stage(tmp_path)
+    final = stage.run(max_steps=2, checkpoint_every=2).final
+    expected = weights(final)
+    shutil.rmtree(final)
+    result = stage.run(max_steps=2, checkpoint_every=2)
+    assert result.headline["steps"] == 2
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(result.final).items())
 
 
 def test_rows_without_a_target_are_refused_with_their_numbers(tmp_path: Path):
