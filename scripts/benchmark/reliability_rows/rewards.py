@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline import preflight
 from pipeline.checkpoints import CheckpointManager
 from pipeline.config_loading import load_config
-from pipeline.rundir import RunDir
+from pipeline.seals import read_seal
 from scripts.benchmark import tiny_files
 from scripts.benchmark.killing import rlhf
 from scripts.benchmark.scoreboard import Figure, Row
@@ -108,9 +108,9 @@ def _during_training(work: Path, name: str) -> str:
     """Trains with a function that keeps the contract on its first call, in the preflight and in the first step."""
     fault, config = FAULTS[name], _write(work, name, first=2, seconds=60)
     done = subprocess.run(rlhf("run", str(config)), capture_output=True, text=True)
-    stage = RunDir(work / "runs" / name).stage("ppo")
-    identity = {"stage": "ppo", "fingerprint": stage.manifest.get("fingerprint")}
-    newest = CheckpointManager(stage.checkpoints, keep=2, identity=identity).latest()
+    checkpoints = work / "runs" / name / "ppo" / "checkpoints"
+    identity = read_seal(checkpoints / "step-000001", 1).identity
+    newest = CheckpointManager(checkpoints, keep=2, identity=identity).latest()
     expected = {
         "the message": f"[{fault.code}] score " in done.stdout and fault.told in done.stdout,
         "exit code 2": done.returncode == 2,
