@@ -37,7 +37,7 @@ def final_of(folder: Path, stage: str | None = None) -> Path:
 
 def is_model(path: Path) -> bool:
     """Whether a path holds weights or an adapter: a folder with its config, or a GGUF file."""
-    return path.suffix == ".gguf" or any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return path.suffix == ".gguf" or any((path / name).exists() for name in ("config.json", "adapter_config.json"))
 
 
 def _final_of_run(run: RunDir, stage: str | None) -> Path:
