@@ -205,6 +205,7 @@ class ConfigDecides(TrainerCallback):
         lr_scheduler.base_lrs = [args.learning_rate] * len(lr_scheduler.base_lrs)
         for group, factor in zip(optimizer.param_groups, lr_scheduler.lr_lambdas, strict=True):
             group["initial_lr"], group["lr"] = args.learning_rate, args.learning_rate * factor(lr_scheduler.last_epoch)
+        lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # what the log shows
 
 
 class Supervision:
