@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.base import Diverged
+from stages.redaction import redactor
 
 
 class NonFinite(Diverged):
@@ -30,7 +31,7 @@ def dump(folder: Path, tensor: str, tensors: Mapping[str, Tensor], rows: Sequenc
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, aside / "batch.safetensors")
-    text = json.dumps({"tensor": tensor, "rows": list(rows)}, indent=1, ensure_ascii=False)
+    text = redactor().values(json.dumps({"tensor": tensor, "rows": list(rows)}, indent=1, ensure_ascii=False))
     (aside / "batch.json").write_text(text, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
