@@ -12,9 +12,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from stages.pulse import Pulse
 HEARTBEAT = ".heartbeat"
 """File in a stage's folder."""
 _LOOKS_PER_LIMIT, _SECONDS_PER_LOOK = 10, 1.0
+_LATE = 5
+"""Intervals that one look counts for at most, however busy the machine was."""
 _GRACE = 3.0
 """Seconds by which `rlhf run` waits longer than the stage itself, which tells more."""
 _DYING = 3.0
@@ -32,14 +35,15 @@ _DYING = 3.0
 
 @dataclass
 class Silence:
-    """For how long a pulse has not changed, in looks of `interval` seconds.
+    """For how long a pulse has not changed, seen by one who looks every `interval` seconds.
 
-    Looks are counted, not seconds: Ctrl-Z and a sleeping machine stop the one who looks as well.
+    A look that comes much too late counts little: Ctrl-Z and a sleeping machine stop the one who looks as well.
     """
 
     limit: float
     last: object = None
-    looks: int = 0
+    seconds: float = 0.0
+    looked: float = field(default_factory=time.monotonic)
 
     @property
     def interval(self) -> float:
@@ -48,9 +52,10 @@ class Silence:
 
     def lasts(self, now: object) -> bool:
         """Look once; whether the limit is reached."""
-        self.looks = self.looks + 1 if now == self.last else 0
+        passed, self.looked = time.monotonic() - self.looked, time.monotonic()
+        self.seconds = self.seconds + min(passed, _LATE * self.interval) if now == self.last else 0.0
         self.last = now
-        return self.looks * self.interval >= self.limit
+        return self.seconds >= self.limit
 
 
 def report(stage: str, pulse: Pulse, seconds: float) -> str:

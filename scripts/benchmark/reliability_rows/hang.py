@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ class Hang:
 
     fault: str
     seconds: float
-    """From when it hung until `rlhf run` had ended."""
+    """From when it hung until stage.json said that it was ended."""
     missing: list[str]
     """What should have been so and was not."""
 
@@ -58,8 +57,8 @@ def hang(work: Path, fault: str) -> Hang:
     (folder / "reward.py").write_text(REWARD.format(fault=FAULTS[fault]))
     (folder / "hang").touch()
     ended = _rlhf(folder)
-    seconds = time.time() - float((folder / "since").read_text())
     stage = folder / "tiny/ppo"
+    seconds = (stage / "stage.json").stat().st_mtime - float((folder / "since").read_text())
     log, manifest = (stage / "log.txt").read_text(), json.loads((stage / "stage.json").read_text())
     (folder / "hang").unlink()
     again = _rlhf(folder)
