@@ -105,8 +105,11 @@ def run_stage(run: RunDir, log: Path, variables: Mapping[str, str] | None = None
     """`rlhf stage sft RUN` in a process of its own that trains the toy; its exit code."""
     import torch  # noqa: F401  once here, not in each of hundreds of processes
 
-    stage_process._TRAINING["sft"] = train
-    return in_child(lambda: cli.main(["stage", "sft", str(run.path), *options]), log, variables or {})
+    def action() -> None:
+        stage_process._TRAINING["sft"] = train  # in the child alone: other rows train in this process
+        cli.main(["stage", "sft", str(run.path), *options])
+
+    return in_child(action, log, variables or {})
 
 
 def in_child(action: Callable[[], object], log: Path, variables: Mapping[str, str]) -> int:
