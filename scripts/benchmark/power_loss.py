@@ -5,8 +5,8 @@ gone; on the hasty one all names are there, as file systems with a journal may h
 synced is not. The next start of the program must cope with both.
 """
 
+import json
 import os
-import pickle
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -35,10 +35,17 @@ def recorded(action: Callable[[Callable[[str], None]], None], disk: Path, trace:
         operations: list[Operation] = []
         _record(operations, str(disk))
         action(lambda name: operations.append(("mark", name, "")))
-        trace.write_bytes(pickle.dumps(operations))
+        plain = [[kind, at, other.decode("latin-1") if kind == "sync" else other] for kind, at, other in operations]
+        trace.write_text(json.dumps(plain))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     return trace
+
+
+def read_trace(trace: Path) -> list[Operation]:
+    """The operations that `recorded` wrote; the third part of a sync is the content, as bytes."""
+    plain = json.loads(trace.read_text())
+    return [(kind, at, other.encode("latin-1") if kind == "sync" else other) for kind, at, other in plain]
 
 
 def _record(operations: list[Operation], disk: str) -> None:

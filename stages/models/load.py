@@ -147,11 +147,11 @@ def load_causal_lm(
     Raises InputError PATH01 (no such model), DEP02 (4-bit weights where bitsandbytes cannot compute with them), and
     those of `require_safe`.
     """
+    four_bit = {"quantization_config": four_bit_config(), "device_map": str(device())} if quantization == "4bit" else {}
     folder = folder_of(base, code=trust_remote_code)
     require_safe(folder, trust_remote_code)
     from transformers import AutoModelForCausalLM
 
-    four_bit = {"quantization_config": four_bit_config(), "device_map": str(device())} if quantization == "4bit" else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, use_safetensors=True, **four_bit

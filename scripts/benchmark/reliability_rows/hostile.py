@@ -13,7 +13,7 @@ from pathlib import Path
 from scripts.benchmark import hostile_files, tiny_files
 from scripts.benchmark import unpickling as unpickling_events
 from scripts.benchmark.scoreboard import Figure, Row
-from stages.base import InputError
+from stages.base import InputError, StageContext
 from stages.models.trusted import unsafe
 
 LIMIT = 2.0
@@ -202,8 +202,12 @@ def _names_and_configs(work: Path, good: Path) -> Iterator[Trial]:
 
 def _checkpoints(work: Path) -> Iterator[Trial]:
     """Checkpoints that an attacker sealed, as the stages open them."""
-    from stages.hf_trainer import train_to_end
+    from stages.hf_trainer import Supervision
     from stages.ppo.state import load_state
+    from stages.sft.config import SFTConfig
+
+    def resuming(context: StageContext) -> Callable[[], None]:
+        return partial(Supervision(context, "sft", SFTConfig()).train, tiny_files.trainer(context))
 
     for name, archive in {
         "optimizer.pt": True,
@@ -214,15 +218,13 @@ def _checkpoints(work: Path) -> Iterator[Trial]:
         folder, canary = _place(work, f"sealed {name}")
         write = partial(_write_pickle, name, canary, archive)
         context = tiny_files.sealed(folder, write)
-        resume = partial(train_to_end, tiny_files.trainer(context), context)
-        yield Trial(f"sealed {name}", "SAFE06", canary, [], [resume])
+        yield Trial(f"sealed {name}", "SAFE06", canary, [], [resuming(context)])
     folder, canary = _place(work, "sealed link")
     outside = folder / "outside"
     outside.write_text("{}")
-    context = tiny_files.sealed(folder, lambda f: (f / "state.json").symlink_to(outside))
-    resume = partial(train_to_end, tiny_files.trainer(context), context)
-    load = partial(load_state, context.checkpoints.latest()[1])
-    yield Trial("sealed link out of the checkpoint", "SAFE03", canary, [], [resume, load])
+    tiny_files.sealed(folder, lambda f: (f / "state.json").symlink_to(outside))  # the store itself passes it over
+    load = partial(load_state, folder / "checkpoints/step-000001")
+    yield Trial("sealed link out of the checkpoint", "SAFE03", canary, [], [load])
 
 
 def _write_pickle(name: str, canary: Path, archive: bool, folder: Path) -> None:

@@ -1,13 +1,12 @@
 """Crashes and power cuts inside the save protocol: R3, R4."""
 
-import pickle
 import shutil
 from pathlib import Path
 
 from pipeline.checkpoints import CheckpointManager
 from pipeline.rundir import RunDir, StageDir
 from scripts.benchmark import toy_run
-from scripts.benchmark.power_loss import Operation, recorded, states
+from scripts.benchmark.power_loss import read_trace, recorded, states
 from scripts.benchmark.scoreboard import Figure, Row
 from stages.durable import CRASH_AT, replacing
 
@@ -91,7 +90,7 @@ def lose_power_everywhere(work: Path, quick: bool) -> Figure:
     """After every single file operation, drop what was not synced, and read what is left."""
     stage = work / "disk" / "stage"
     trace = recorded(lambda mark: _save_and_finish(stage, mark), work / "disk", work / "trace")
-    operations: list[Operation] = pickle.loads(trace.read_bytes())
+    operations = read_trace(trace)
     bad: list[str] = []
     looked_at = 0
     for number, mode, marks in states(operations, work / "disk", work / "replayed"):
