@@ -14,7 +14,7 @@ from pipeline.checkpoints import CheckpointManager
 from pipeline.config_loading import load_config
 from pipeline.rundir import RunDir
 from pipeline.seals import MANIFEST, read_seal
-from scripts.benchmark.killing import REPOSITORY, rlhf, run
+from scripts.benchmark.killing import LONGEST, REPOSITORY, rlhf, run
 from scripts.benchmark.traces import differences, rows, trace
 
 NOISE = '''import random
@@ -87,7 +87,7 @@ class ExactChain:
         self.expected = trace(self.whole)
         self.steps = max(step for step, _ in _steps(self.whole))
 
-    def play(self, stage: str, kill_after: float = 300) -> int | None:
+    def play(self, stage: str, kill_after: float = LONGEST) -> int | None:
         """`rlhf stage`: in a new process elsewhere when `fresh`, else in this one; its exit code, None when killed."""
         if not self.fresh:
             from pipeline.stage_process import run_stage

@@ -17,6 +17,8 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "PYTHONPATH": str(REPOSITORY),
 }
+LONGEST = 3600.0
+"""Seconds after which a command that should end is given up; a busy machine takes long."""
 
 
 def rlhf(*arguments: str) -> list[str]:
@@ -29,18 +31,18 @@ def run(
     log: Path,
     kill_after: float | None = None,
     cwd: Path = REPOSITORY,
-    ready: Callable[[], bool] = lambda: True,
+    ready: Callable[[], bool] | None = None,
 ) -> int | None:
     """Exit code of a command whose output is appended to `log`; None when it was killed.
 
-    That is `kill_after` seconds after it was `ready`; every process that it started dies in the same instant.
+    That is `kill_after` seconds after its start, or after it was `ready`; every process that it started dies with it.
     """
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, cwd=cwd, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            while not ready() and process.poll() is None:
+            while ready and not ready() and process.poll() is None:
                 time.sleep(0.005)
             return process.wait(kill_after)
         except subprocess.TimeoutExpired:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.hashing import files_of, sha256_file
-from scripts.benchmark.killing import rlhf, run
+from scripts.benchmark.killing import LONGEST, rlhf, run
 from scripts.benchmark.traces import metrics
 
 STAGES = ("sft", "reward_model", "ppo")
@@ -19,9 +19,6 @@ SHORT = (
     *("ppo.steps=6", "ppo.checkpoint_every=1", "ppo.eval_every=2"),
     *("ppo.ema_decay=0.9", "ppo.kl_controller=adaptive", "ppo.score_normalisation=running"),
 )
-LONGEST = 600
-"""Seconds after which a run that should finish is given up."""
-
 
 @dataclass(frozen=True)
 class TinyRun:

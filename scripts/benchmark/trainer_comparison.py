@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmark.killing import run
+from scripts.benchmark.killing import LONGEST, run
 
 KILLED_FOLDERS = 40
 FLIPPED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
@@ -32,7 +32,7 @@ class Training:
     folder: Path
     sealed: bool
 
-    def play(self, steps: int, *more: str, kill_after: float = 300, ready: Callable[[], bool] = lambda: True) -> int:
+    def play(self, steps: int, *more: str, kill_after: float = LONGEST, ready: Callable[[], bool] | None = None) -> int:
         """Train up to a step; the exit code, -9 when killed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         store = ("--sealed",) if self.sealed else ()
