@@ -81,8 +81,8 @@ def room_line(config: PipelineConfig) -> str:
     """What was found of the disk, in one line."""
     run = RunDir(Path(config.run.root) / config.run.name)
     needed = bytes_needed(config, run)
-    need = "an unknown number of" if needed is None else f"about {needed:,}"
-    return f"disk: needs {need} bytes, free {free_bytes(run.path):,}"
+    need = "what the model needs is known once it is loaded" if needed is None else f"needs about {needed:,} bytes"
+    return f"disk: {need}, free {free_bytes(run.path):,}"
 
 
 def bytes_needed(config: PipelineConfig, run: RunDir) -> int | None:
