@@ -19,8 +19,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from pipeline.checkpoints import CheckpointManager
 from pipeline.hashing import files_of, sha256_file
 from stages.base import StageContext
-from stages.exact_resume import ExactResume
-from stages.hf_trainer import SealedCheckpoints
+from stages.hf_trainer import Supervision
+from stages.sft.config import SFTConfig
 
 torch.set_num_threads(1)
 
@@ -62,6 +62,18 @@ def trainer(folder: Path, steps: int, keep: int) -> Trainer:
     return Trainer(GPT2LMHeadModel(shape), arguments, train_dataset=RandomText())
 
 
+def _supervised(options: argparse.Namespace) -> tuple[Trainer, str | None]:
+    """The same training under what our stages add; where it went on from."""
+    store = CheckpointManager(options.folder / "checkpoints", options.keep)
+    found = store.latest()
+    supervision = Supervision(StageContext(options.folder, NoTracker(), store, 0), "sft", SFTConfig())
+    training = trainer(options.folder / ".trainer", options.steps, options.keep)
+    for callback in supervision.callbacks({}, ()):
+        training.add_callback(callback)
+    supervision.train(training)
+    return training, str(found[1]) if found else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -70,16 +82,12 @@ def main() -> None:
     parser.add_argument("--sealed", action="store_true")
     parser.add_argument("--keep", type=int, default=2)
     options = parser.parse_args()
-    training = trainer(options.folder, options.steps, options.keep)
-    last = get_last_checkpoint(options.folder) if options.resume else None
     if options.sealed:
-        store = CheckpointManager(options.folder / "checkpoints", options.keep)
-        context = StageContext(options.folder, NoTracker(), store, 0)
-        for callback in (SealedCheckpoints(context), ExactResume(training, 0)):
-            training.add_callback(callback)
-        found = store.latest() if options.resume else None
-        last = str(found[1]) if found else None
-    training.train(resume_from_checkpoint=last)
+        training, last = _supervised(options)
+    else:
+        training = trainer(options.folder, options.steps, options.keep)
+        last = get_last_checkpoint(options.folder) if options.resume else None
+        training.train(resume_from_checkpoint=last)
     final = options.folder / "final"
     training.save_model(str(final))
     weights = sha256_file(files_of(final)["model.safetensors"])
