@@ -46,7 +46,7 @@ def listening(stop: StopRequest) -> Iterator[None]:
         elif time.monotonic() - first > _ECHO_SECONDS:
             _say("already stopping after this step; SIGKILL ends it at once and costs the steps since the checkpoint")
 
-    with _handling(ask):
+    with _handling(ask, lambda: stop.asked):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, POLITE)
         yield
 
@@ -61,7 +61,7 @@ class Relay:
     @contextmanager
     def installed(self) -> Iterator["Relay"]:
         """Inside, this relay handles the polite signals."""
-        with _handling(self._handle):
+        with _handling(self._handle, lambda: self.received is not None):
             yield self
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], waits: bool) -> subprocess.Popen:
@@ -98,15 +98,19 @@ class Relay:
 
 
 @contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle the polite signals, except those that nohup or a shell's `&` silenced."""
+def _handling(handler: Callable[[int, FrameType | None], None], ending: Callable[[], bool]) -> Iterator[None]:
+    """Handle the polite signals, except those that nohup or a shell's `&` silenced.
+
+    When it is `ending`, the process has its exit code and only has to go: from here on it ignores them. The
+    interpreter gives signals with a handler back to the system while it ends, and a second Ctrl-C would kill it then.
+    """
     heard = [number for number in POLITE if signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:
         for number, earlier in previous.items():
-            signal.signal(number, earlier)
+            signal.signal(number, signal.SIG_IGN if ending() else earlier)
 
 
 def _unblock() -> None:
