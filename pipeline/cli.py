@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ from pipeline.runner import Selection, conclude, run_chain
 from pipeline.storage import full_error, is_full
 from stages.base import InputError
 from stages.redaction import redactor
+from stages.world import World
 
 app = typer.Typer(
     name="rlhf",
@@ -86,7 +88,7 @@ def stage(
     from pipeline.stage_process import run_stage
 
     run = RunDir.open(run_dir)
-    with stage_lock(run.path):
+    with stage_lock(run.path) if World.from_environment().main else nullcontext():
         raise typer.Exit(run_stage(run, name, force, allow or ()))
 
 

@@ -40,13 +40,13 @@ def listening(stop: StopRequest) -> Iterator[None]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal first
-        if not stop.asked:
+        if stop.signal is None:
             stop.signal, first = number, time.monotonic()
             _say(f"{signal.Signals(number).name}: stopping after this step")
         elif time.monotonic() - first > _ECHO_SECONDS:
             _say("already stopping after this step; SIGKILL ends it at once and costs the steps since the checkpoint")
 
-    with _handling(ask, lambda: stop.asked):
+    with _handling(ask, lambda: stop.signal is not None):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, POLITE)
         yield
 

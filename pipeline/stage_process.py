@@ -3,14 +3,10 @@
 import ctypes
 import os
 import shutil
-import signal
-import sys
-import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from pipeline.attempt import Attempt, fail_from_outside
 from pipeline.checkpoints import CheckpointManager
@@ -18,23 +14,21 @@ from pipeline.config import PipelineConfig
 from pipeline.config_loading import plain
 from pipeline.drift import Verdict, decide
 from pipeline.identity import Identity, listed
-from pipeline.launch import continue_command, printable
-from pipeline.lineage import StageInputs, inputs_of
+from pipeline.lineage import inputs_of
 from pipeline.parents import verify_unchanged
-from pipeline.problems import EXIT_DIVERGED, EXIT_ENVIRONMENT, EXIT_INPUT, exit_code
+from pipeline.ranks import Ranks
 from pipeline.rundir import RunDir, StageDir
 from pipeline.signals import end_with_parent, listening
+from pipeline.stage_calls import TRAINING, run_evaluation
+from pipeline.stage_endings import told, told_end
 from pipeline.storage import bytes_needed, full_error, is_full
 from pipeline.tracking import TrackedStage, Trackers, open_tracker
 from pipeline.watchdog import watched
-from reward.base import NonFiniteScore, RewardError
-from stages.base import Diverged, InputError, StageContext, StageResult
+from stages.base import InputError, StageContext
 from stages.durable import sweep
 from stages.pulse import Pulse
-from stages.redaction import redactor
 from stages.stopping import Interrupted, StopRequest
 
-EXIT_BUG = 1
 _M_MMAP_THRESHOLD, _LARGE = -3, 1 << 20
 
 
@@ -45,32 +39,49 @@ def run_stage(run: RunDir, stage: str, force: bool = False, allow: Collection[st
         InputError: parents or data do not fit; CKPT04 and CKPT05 as in pipeline.drift.
     """
     end_with_parent()
-    stop, pulse, folder = StopRequest(), Pulse(), run.stage(stage)
+    stop, pulse, ranks = StopRequest(), Pulse(), Ranks.from_environment()
+    ranks.quieten()
     with listening(stop):
-        config, wishes = run.config(), _Wishes(force, allow)
-        with watched(stage, pulse, folder.path, config.run.hang_timeout_s, partial(fail_from_outside, folder)):
-            return _run_stage(run, config, stage, wishes, stop, pulse)
+        config, fail = run.config(), partial(fail_from_outside, run.stage(stage))
+        job = _Job(run, config, stage, force, allow, stop, pulse, ranks)
+        with watched(stage, pulse, job.folder.path, config.run.hang_timeout_s, fail):
+            _name_accelerator()
+            ranks.join(config.run.hang_timeout_s, stop)
+            return _lead(job) if ranks.world.main else _follow(job)
 
 
 @dataclass(frozen=True)
-class _Wishes:
-    """What the user says of an earlier attempt."""
+class _Job:
+    """One stage in this process, as it was asked for."""
 
+    run: RunDir
+    config: PipelineConfig
+    stage: str
     force: bool
     allow: Collection[str]
+    stop: StopRequest
+    pulse: Pulse
+    ranks: Ranks
+
+    @property
+    def folder(self) -> StageDir:
+        return self.run.stage(self.stage)
+
+    def context(self, tracker: Trackers, checkpoints: CheckpointManager) -> StageContext:
+        store, world = self.ranks.store(checkpoints), self.ranks.world
+        return StageContext(self.folder.path, tracker, store, self.config.seed, self.stop, self.pulse, world)
 
 
-def _run_stage(
-    run: RunDir, config: PipelineConfig, stage: str, wishes: _Wishes, stop: StopRequest, pulse: Pulse
-) -> int:
-    inputs = inputs_of(run, config, stage)
-    _name_accelerator()
+def _lead(job: _Job) -> int:
+    """The stage as rank 0 or as the only rank runs it: it decides, keeps the records and tells."""
+    config, stage, folder, world = job.config, job.stage, job.folder, job.ranks.world
+    inputs = inputs_of(job.run, config, stage)
     _return_freed_memory()
-    folder = run.stage(stage)
     checkpoints = _checkpoints(folder, config, inputs.identity)
-    verdict = decide(folder, inputs.identity, checkpoints, wishes.force, wishes.allow)
+    verdict = decide(folder, inputs.identity, checkpoints, job.force, job.allow)
     if verdict.decision == "skip":
         print(f"{stage}: finished and unchanged")
+        world.agreed("skip")
         return 0
     verify_unchanged(inputs.parents)
     _tell_slow_arithmetic(config)
@@ -81,26 +92,44 @@ def _run_stage(
     _tell_changes(stage, verdict)
     attempt = Attempt(folder, stage, inputs, verdict.allowed)
     tracker = _tracker(folder, config, checkpoints)
-    context = StageContext(folder.path, tracker, checkpoints, config.seed, stop, pulse)
     failed = True
     try:
+        world.agreed("run")
+        context = job.context(tracker, checkpoints)
         if stage == "evaluation":
-            attempt.finish_evaluation(_run_evaluation(config, inputs, context))
+            attempt.finish_evaluation(run_evaluation(config, inputs, context))
         else:
-            attempt.finish(_TRAINING[stage](config, inputs, context), run.hashes())
+            attempt.finish(TRAINING[stage](config, inputs, context), job.run.hashes())
         failed = False
     except Interrupted as end:
         attempt.interrupt(end.step)
-        return _told_end(run, stage, end.step, stop)
+        return told_end(job.run, stage, end.step, job.stop)
     except Exception as error:
         if is_full(error):
             error = _make_room(folder, config, error)
+        error = job.ranks.cause(error)
         with suppress(OSError):  # a full disk keeps the record that the stage was running, which resumes as well
             attempt.fail(f"{type(error).__name__}: {error}")
-        return _told(error)
+        return told(error)
     finally:
         with suppress(OSError):
             tracker.close(failed)
+    return 0
+
+
+def _follow(job: _Job) -> int:
+    """The stage as every other rank runs it: it computes its share and leaves deciding, recording and telling."""
+    inputs = inputs_of(job.run, job.config, job.stage)
+    _return_freed_memory()
+    try:
+        if job.ranks.world.agreed(None) == "skip":
+            return 0
+        checkpoints = _checkpoints(job.folder, job.config, inputs.identity)
+        TRAINING[job.stage](job.config, inputs, job.context(Trackers([]), checkpoints))
+    except Interrupted:
+        return 128 + job.stop.signal
+    except Exception as error:
+        return told(job.ranks.cause(error))
     return 0
 
 
@@ -163,105 +192,3 @@ def _tracker(folder: StageDir, config: PipelineConfig, checkpoints: CheckpointMa
         resume_step=latest[0] if latest else None,
     )
     return open_tracker(config.tracking, tracked)
-
-
-# The stages' modules import torch, so each is imported only by the process that runs it.
-
-
-def _run_sft(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
-    from stages.sft.stage import run_sft
-
-    data = inputs.data
-    return run_sft(
-        config.sft, config.model, data["demonstrations.train"], data.get("demonstrations.eval"), context, config.trunk
-    )
-
-
-def _run_reward_model(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
-    from stages.classification import read_sft_rows
-    from stages.reward_model.stage import run_reward_model
-
-    data = inputs.data
-    shown = next((path for role, path in data.items() if role.startswith("demonstrations")), None)
-    return run_reward_model(
-        config.reward_model,
-        config.model,
-        train=data["preferences.train"],
-        eval=data.get("preferences.eval"),
-        sft=inputs.parents.get("sft"),
-        context=context,
-        demonstrations=read_sft_rows(shown, config.sft) if shown else [],
-        trunk=config.trunk,
-    )
-
-
-def _run_ppo(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
-    from stages.ppo.stage import run_ppo
-
-    return run_ppo(
-        config.ppo,
-        config.model,
-        prompts=inputs.data["prompts.train"],
-        eval_prompts=inputs.data.get("prompts.eval"),
-        demonstrations=inputs.data.get("demonstrations.train"),
-        terms=config.reward,
-        sft=inputs.parents.get("sft"),
-        reward_model=inputs.parents.get("reward_model"),
-        context=context,
-        trunk=config.trunk,
-    )
-
-
-def _run_evaluation(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> dict[str, Any]:
-    from stages.evaluation import run_evaluation
-
-    return run_evaluation(
-        config.evaluation,
-        config.ppo,
-        config.model,
-        prompts=inputs.data["prompts.eval"],
-        terms=config.reward,
-        sft=inputs.parents.get("sft"),
-        policy=inputs.parents.get("ppo"),
-        reward_model=inputs.parents.get("reward_model"),
-        context=context,
-        trunk=config.trunk,
-    )
-
-
-_TRAINING: Mapping[str, Callable[[PipelineConfig, StageInputs, StageContext], StageResult]] = {
-    "sft": _run_sft,
-    "reward_model": _run_reward_model,
-    "ppo": _run_ppo,
-}
-
-
-def _told_end(run: RunDir, stage: str, step: int, stop: StopRequest) -> int:
-    """Print what an interrupted stage saved and how to go on; the exit code."""
-    saved = f"the state after step {step} is saved" if step else "nothing had to be saved"
-    again = printable(continue_command(run.config_file, stage))
-    print(f"{stage}: stopped by {signal.Signals(stop.signal).name}, {saved}; continue with: {again}", flush=True)
-    return 128 + stop.signal
-
-
-def _told(error: BaseException) -> int:
-    """Print what a person needs to know of an error; its exit code."""
-    expected = _expected_exit(error)
-    if expected is None or os.environ.get("RLHF_DEBUG"):
-        print(redactor().text("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)
-        return expected or EXIT_BUG
-    told = str(error) if str(error).startswith("[") else f"{type(error).__name__}: {error}"
-    print(redactor().text(told), flush=True)
-    return expected
-
-
-def _expected_exit(error: BaseException) -> int | None:
-    if isinstance(error, InputError):
-        return exit_code(error)
-    if isinstance(error, (Diverged, NonFiniteScore)):
-        return EXIT_DIVERGED
-    if isinstance(error, RewardError):
-        return EXIT_INPUT
-    if isinstance(error, ModuleNotFoundError):
-        return EXIT_ENVIRONMENT
-    return None

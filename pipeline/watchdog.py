@@ -88,7 +88,8 @@ def watched(stage: str, pulse: Pulse, folder: Path, limit: float | None, fail: C
         return
     silence, over, imports = Silence(limit), threading.Event(), _Imports(pulse)
     folder.mkdir(parents=True, exist_ok=True)
-    heartbeat = folder / HEARTBEAT
+    rank = os.environ.get("RANK", "0")
+    heartbeat = folder / (HEARTBEAT if rank == "0" else f"{HEARTBEAT}.{rank}")
 
     def look() -> None:
         while not over.wait(silence.interval):

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from stages.pulse import Pulse
 from stages.stopping import StopRequest
+from stages.world import ALONE, World
 
 
 class Tracker(Protocol):
@@ -40,6 +41,8 @@ class StageContext:
     """Whether the stage is to save its state and end."""
     pulse: Pulse = field(default_factory=Pulse)
     """What the stage is at; it tells here that it makes progress."""
+    world: World = ALONE
+    """The ranks that run the stage; all call the tracker and the checkpoints, rank 0 writes."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A polite request to stop, and how a stage follows it. Imports no torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -17,10 +18,13 @@ class StopRequest:
 
     signal: int | None = None
     """Number of the first signal that asked, None while nobody has."""
+    everywhere: Callable[[int], int] = lambda heard: heard
+    """From the number heard here, 0 for none, to one that any rank has heard; waits for all ranks."""
 
     @property
     def asked(self) -> bool:
-        """Whether the stage is to end at its next boundary."""
+        """Whether the stage is to end at its next boundary. All ranks ask together."""
+        self.signal = self.everywhere(self.signal or 0) or None
         return self.signal is not None
 
     def follow(self, step: int) -> None:

@@ -20,6 +20,7 @@ SHORT = (
     *("ppo.ema_decay=0.9", "ppo.kl_controller=adaptive", "ppo.score_normalisation=running"),
 )
 
+
 @dataclass(frozen=True)
 class TinyRun:
     """One run folder and the undisturbed one that it is to equal."""

@@ -232,9 +232,12 @@ class PPOTrainer:
         self.value.discard()
 
     def _minibatches(self, count: int, epoch: int) -> Iterator[Tensor]:
+        """Each takes one row of every `count / minibatch_size` neighbours, so that ranks, which hold neighbouring rows
+        of a rollout, have equal shares in all of them."""
         key = [self.seed, 2**33 + self.finished * self.config.ppo_epochs + epoch]
-        order = torch.from_numpy(np.random.Generator(np.random.Philox(key=key)).permutation(count))
-        return iter(order.split(self.config.minibatch_size))
+        neighbours = np.arange(count).reshape(self.config.minibatch_size, -1)
+        order = np.random.Generator(np.random.Philox(key=key)).permuted(neighbours, axis=1)
+        return iter(torch.from_numpy(order.T.copy()))
 
     @property
     def _passes(self) -> Passes:

@@ -40,8 +40,8 @@ def train(config, inputs, context):
 def evaluate(config, inputs, context):
     return {name: {"score": {"value": 1.5, "n": 4, "standard_error": 0.1}} for name in ("base", "sft", "ppo")}
 
-stage_process._TRAINING = {name: train for name in ("sft", "reward_model", "ppo")}
-stage_process._run_evaluation = evaluate
+stage_process.TRAINING = {name: train for name in ("sft", "reward_model", "ppo")}
+stage_process.run_evaluation = evaluate
 cli.main(["stage", *sys.argv[1:]])
 """
 

@@ -1,0 +1,78 @@
+"""From the config and the parents of a stage to its function's arguments. Imports no torch until a stage is called."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline.config import PipelineConfig
+from pipeline.lineage import StageInputs
+from stages.base import StageContext, StageResult
+
+# The stages' modules import torch, so each is imported only by the process that runs it.
+
+
+def _run_sft(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
+    from stages.sft.stage import run_sft
+
+    data = inputs.data
+    return run_sft(
+        config.sft, config.model, data["demonstrations.train"], data.get("demonstrations.eval"), context, config.trunk
+    )
+
+
+def _run_reward_model(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
+    from stages.classification import read_sft_rows
+    from stages.reward_model.stage import run_reward_model
+
+    data = inputs.data
+    shown = next((path for role, path in data.items() if role.startswith("demonstrations")), None)
+    return run_reward_model(
+        config.reward_model,
+        config.model,
+        train=data["preferences.train"],
+        eval=data.get("preferences.eval"),
+        sft=inputs.parents.get("sft"),
+        context=context,
+        demonstrations=read_sft_rows(shown, config.sft) if shown else [],
+        trunk=config.trunk,
+    )
+
+
+def _run_ppo(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
+    from stages.ppo.stage import run_ppo
+
+    return run_ppo(
+        config.ppo,
+        config.model,
+        prompts=inputs.data["prompts.train"],
+        eval_prompts=inputs.data.get("prompts.eval"),
+        demonstrations=inputs.data.get("demonstrations.train"),
+        terms=config.reward,
+        sft=inputs.parents.get("sft"),
+        reward_model=inputs.parents.get("reward_model"),
+        context=context,
+        trunk=config.trunk,
+    )
+
+
+def run_evaluation(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> dict[str, Any]:
+    from stages import evaluation
+
+    return evaluation.run_evaluation(
+        config.evaluation,
+        config.ppo,
+        config.model,
+        prompts=inputs.data["prompts.eval"],
+        terms=config.reward,
+        sft=inputs.parents.get("sft"),
+        policy=inputs.parents.get("ppo"),
+        reward_model=inputs.parents.get("reward_model"),
+        context=context,
+        trunk=config.trunk,
+    )
+
+
+TRAINING: Mapping[str, Callable[[PipelineConfig, StageInputs, StageContext], StageResult]] = {
+    "sft": _run_sft,
+    "reward_model": _run_reward_model,
+    "ppo": _run_ppo,
+}
