@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from reward.config import RewardTerm
 from reward.settings import Settings
+from stages.deepspeed_config import DeepSpeedConfig
 from stages.models.config import ModelConfig, TrunkConfig, TuningConfig
 from stages.ppo.config import PPOConfig
 from stages.reward_model.config import RewardModelConfig
@@ -86,6 +87,7 @@ class PipelineConfig(Settings):
     """Seed of everything random."""
     model: ModelConfig
     trunk: TrunkConfig = TrunkConfig()
+    deepspeed: DeepSpeedConfig | None = None
     prepare: PrepareConfig | None = None
     check: CheckConfig = CheckConfig()
     data: DataConfig = DataConfig()
