@@ -135,6 +135,21 @@ def data_command(
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    ranks: Annotated[int | None, typer.Option("--ranks", min=1, help="Processes, one device each.")] = None,
+    zero: Annotated[int | None, typer.Option("--zero", min=0, max=3, help="ZeRO stage.")] = None,
+    memory_gb: Annotated[float | None, typer.Option("--memory-gb", min=0.001, help="Of each device.")] = None,
+    device: Annotated[Literal["a100", "h100"], typer.Option(help="Whose speed and memory.")] = "a100",
+) -> None:
+    """Estimate memory, communication and time of every stage from the model's sizes alone. Loads no model."""
+    from pipeline.planner.command import Asked, show_plan
+
+    show_plan(_valid(config, overrides), Asked(ranks, zero, memory_gb, device), console)
+
+
+@app.command()
 def status(run_dir: RunFolder) -> None:
     """Show each stage of a run: its status, time, memory and headline metrics."""
     folder = RunDir.open(run_dir)

@@ -70,7 +70,7 @@ def _is_sizes(value: Any) -> bool:
 _FIXED = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of each value type of a GGUF header."""
 _TEXT, _ARRAY = 8, 9
-_EMBEDDING = b"token_embd.weight"
+_EMBEDDING, _OUTPUT = b"token_embd.weight", b"output.weight"
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class GGUFHeader:
     facts: dict[bytes, bytes]
     """Numbers and texts as they lie in the file; lists are left out."""
     embedding_rows: int | None
+    has_output: bool = False
+    """Whether the output layer has weights of its own; else it is the embedding."""
 
     @property
     def template(self) -> str | None:
@@ -169,7 +171,7 @@ def _read_gguf(cursor: _Cursor) -> GGUFHeader:
     if ends and start + max(ends) > size:
         raise ValueError(f"announces tensors up to byte {start + max(ends)}, the file has {size}")
     rows = [shape[1] for name, shape, _ in described if name == _EMBEDDING and len(shape) == 2]
-    return GGUFHeader(facts, rows[0] if rows else None)
+    return GGUFHeader(facts, rows[0] if rows else None, _OUTPUT in (name for name, _, _ in described))
 
 
 def _tensor(cursor: _Cursor) -> tuple[bytes, Sequence[int], int]:

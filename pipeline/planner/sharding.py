@@ -1,0 +1,102 @@
+"""What ZeRO leaves of weights, gradients and optimizer state on one rank, and what it sends. Imports no torch.
+
+ZeRO (arXiv 1910.02054): stage 1 partitions the optimizer state over the N ranks, stage 2 the gradients too, stage 3 the
+weights too (section 5). Trained weights are float32 in every stage of this chain, so a trained number costs 4 bytes of
+weight, 4 of gradient and 8 of AdamW's moments: 16, as much as mixed precision with its 2 + 2 + 12.
+"""
+
+from dataclasses import dataclass
+
+FLOAT = 4
+"""Bytes of a trained weight and of its gradient."""
+_MOMENTS = 2
+"""Numbers that AdamW keeps of each trained one."""
+_BUCKET = 500_000_000
+"""Gradients that DeepSpeed collects before it reduces them (reduce_bucket_size), at most."""
+_LIVE = 1_000_000_000
+"""Weights that ZeRO-3 keeps gathered (stage3_max_live_parameters), at most."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the work is divided: every rank has whole roles, and of each what ZeRO leaves it."""
+
+    ranks: int = 1
+    zero: int = 0
+    offload_optimizer: bool = False
+    """Optimizer state and the gradients that it reads lie in the host's memory."""
+    offload_parameters: bool = False
+    """ZeRO-3: partitions of weights lie in the host's memory."""
+
+    @property
+    def name(self) -> str:
+        """As a person calls it."""
+        offloaded = [what for what in ("optimizer", "parameters") if getattr(self, f"offload_{what}")]
+        base = f"ZeRO-{self.zero}" if self.zero else "no ZeRO"
+        return base + (f", {' and '.join(offloaded)} offloaded" if offloaded else "")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Bytes of one role on one rank, for as long as the stage lasts; gradients from backward pass to update."""
+
+    weights: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    host: float = 0.0
+    """In the host's memory, for this rank."""
+
+
+def share(trained: int, frozen_bytes: float, split: Split) -> Share:
+    """What a role of `trained` float32 numbers, and of other weights that never change, takes on one rank.
+
+    Weights 4 t + f, divided by N under stage 3; gradients 4 t, by N from stage 2; moments 8 t, by N from stage 1.
+    Under stages 1 and 2 DeepSpeed steps a copy of the rank's own weights, 4 t / N more. Offloading moves the rank's
+    part of the optimizer, with that copy and the gradients it reads, or of the weights, to the host.
+    """
+    n, z = split.ranks, split.zero
+    weights = (FLOAT * trained + frozen_bytes) / (n if z == 3 else 1)
+    gradients = FLOAT * trained / (n if z >= 2 else 1)
+    copy = FLOAT * trained / n if z in (1, 2) or (z == 3 and split.offload_optimizer) else 0.0
+    optimizer = _MOMENTS * FLOAT * trained / (n if z else 1) + copy
+    host = 0.0
+    if split.offload_optimizer and z:
+        host = optimizer + FLOAT * trained / n
+        gradients, optimizer = (0.0 if z >= 2 else gradients), 0.0
+    if split.offload_parameters and z == 3:
+        host, weights = host + weights, 0.0
+    return Share(weights, gradients, optimizer, host)
+
+
+def in_flight(trained: int, weight_bytes: float, split: Split) -> float:
+    """Bytes of DeepSpeed's buffers while a role computes: gradients to be reduced, under stage 3 gathered weights.
+
+    At most reduce_bucket_size and stage3_max_live_parameters numbers, as DeepSpeed sets them by default.
+    """
+    bucket = FLOAT * min(_BUCKET, trained) if split.zero and split.ranks > 1 else 0.0
+    return bucket + gathered(min(_LIVE * FLOAT, weight_bytes), split)
+
+
+def gathered(weight_bytes: float, split: Split) -> float:
+    """Bytes that a rank holds beside its own part when it has gathered weights under stage 3."""
+    if split.zero < 3:
+        return 0.0
+    return weight_bytes if split.offload_parameters else weight_bytes * (split.ranks - 1) / split.ranks
+
+
+def sent_by_training(trained: int, frozen_bytes: float, split: Split, microbatches: int) -> float:
+    """Bytes that a rank sends for one optimizer step of `microbatches` backward passes (arXiv 1910.02054, section 7).
+
+    With T = 4 t bytes of trained and f of frozen weights. Stage 0: all-reduce, which is reduce-scatter and all-gather,
+    2 T. Stage 1: gradients one way, weights the other, 2 T. Stage 2 reduces in every backward pass: (k + 1) T.
+    Stage 3 gathers weights for every forward and backward pass and reduces gradients: k (3 T + 2 f). Each of these
+    moves (N - 1) / N of what the paper counts, so one rank sends nothing.
+    """
+    t = FLOAT * trained
+    volume = {0: 2 * t, 1: 2 * t, 2: (microbatches + 1) * t, 3: microbatches * (3 * t + 2 * frozen_bytes)}[split.zero]
+    return volume * (split.ranks - 1) / split.ranks
+
+
+def sent_by_reading(weight_bytes: float, split: Split, passes: int) -> float:
+    """Bytes that a rank sends, and receives, so that weights can be used: all of them per pass under stage 3."""
+    return passes * weight_bytes * (split.ranks - 1) / split.ranks if split.zero == 3 else 0.0
