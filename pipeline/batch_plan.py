@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.table import Table
 
 from pipeline.config import PipelineConfig
 from stages.base import InputError
+from stages.batch_split import split_batch
 from stages.ppo.config import PPOConfig
 from stages.reward_model.config import RewardModelConfig
 from stages.sft.config import SFTConfig
@@ -17,7 +18,7 @@ TRAINING_ROWS = {"sft": "demonstrations.train", "reward_model": "preferences.tra
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Sizes of one stage on one device; None where they depend on the data."""
+    """Sizes of one stage; None where they depend on the data."""
 
     stage: str
     unit: str
@@ -31,11 +32,17 @@ class StagePlan:
     optimizer_steps: int | None
     tokens_per_step: int
     """Upper bound."""
+    ranks: int = 1
+
+    @property
+    def forward(self) -> int:
+        """Rows of one forward pass: `microbatch`, or a rank's whole share of the batch if that is less."""
+        return min(self.microbatch, max(1, self.minibatch // self.ranks))
 
     @property
     def accumulation(self) -> int:
-        """Forward passes per optimizer step."""
-        return self.minibatch // self.microbatch
+        """Forward passes of each rank per optimizer step."""
+        return self.minibatch // (self.forward * self.ranks)
 
     @property
     def tokens(self) -> int | None:
@@ -43,7 +50,7 @@ class StagePlan:
         return None if self.steps is None else self.steps * self.tokens_per_step
 
 
-def plan(config: PipelineConfig, rows: Mapping[str, int]) -> list[StagePlan]:
+def plan(config: PipelineConfig, rows: Mapping[str, int], ranks: int = 1) -> list[StagePlan]:
     """The plan of every enabled stage; `rows` counts the data by role as far as it is known."""
     known = {stage: rows.get(role) for stage, role in TRAINING_ROWS.items()}
     plans = []
@@ -54,11 +61,11 @@ def plan(config: PipelineConfig, rows: Mapping[str, int]) -> list[StagePlan]:
         plans.append(_supervised("reward_model", "pairs", config.reward_model, known["reward_model"], length))
     if config.ppo.enabled:
         plans.append(_ppo(config.ppo, known["ppo"]))
-    return plans
+    return [replace(stage_plan, ranks=ranks) for stage_plan in plans]
 
 
-def batch_errors(config: PipelineConfig, rows: Mapping[str, int]) -> list[InputError]:
-    """BATCH01: fewer rows than a batch. BATCH02: a batch that does not divide into forward passes."""
+def batch_errors(config: PipelineConfig, rows: Mapping[str, int], ranks: int = 1) -> list[InputError]:
+    """BATCH01: fewer rows than a batch. BATCH02: a batch that does not divide into ranks and forward passes."""
     errors = []
     for stage in ("sft", "reward_model"):
         section = getattr(config, stage)
@@ -69,11 +76,21 @@ def batch_errors(config: PipelineConfig, rows: Mapping[str, int]) -> list[InputE
             problem = f"{stage}.batch_size {batch} is not a multiple of {stage}.microbatch_size {part}"
             divisor = max(d for d in range(1, part + 1) if batch % d == 0)
             errors.append(InputError("BATCH02", problem, fix=f"{stage}.microbatch_size={divisor}"))
+        elif ranks > 1:
+            errors += _unshared(stage, batch, part, ranks)
         if count is not None and count < batch:
             problem = f"data.{TRAINING_ROWS[stage]} has {count} rows, fewer than {stage}.batch_size {batch}"
             fix = f"add rows, or {stage}.batch_size={count} {stage}.microbatch_size={count}"
             errors.append(InputError("BATCH01", problem, fix=fix))
     return errors
+
+
+def _unshared(stage: str, batch: int, part: int, ranks: int) -> list[InputError]:
+    try:
+        split_batch(stage, batch, part, ranks)
+    except InputError as error:
+        return [error]
+    return []
 
 
 def table(plans: list[StagePlan]) -> Table:
@@ -86,7 +103,8 @@ def table(plans: list[StagePlan]) -> Table:
         "data rows": "rows",
         "rollout": "rollout",
         "minibatch (optimizer step)": "minibatch",
-        "microbatch (forward pass)": "microbatch",
+        "ranks": "ranks",
+        "microbatch (forward pass)": "forward",
         "accumulation": "accumulation",
         "steps": "steps",
         "optimizer steps": "optimizer_steps",

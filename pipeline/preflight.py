@@ -9,6 +9,7 @@ from pipeline import batch_plan
 from pipeline.config import PipelineConfig
 from pipeline.config_loading import LoadedConfig
 from pipeline.data_checks import check_data, check_sizes, counts, data_files, read_data
+from pipeline.deepspeed_file import deepspeed_errors
 from pipeline.environment import environment_errors, versions_line, wandb_errors, wandb_note
 from pipeline.findings import Findings
 from pipeline.model_checks import check_models, length_errors, method_errors, parent_errors
@@ -28,6 +29,7 @@ def check(config: PipelineConfig) -> Findings:
         if not Path(config.prepare.script).is_file():
             found.errors.append(missing_path(config.prepare.script, "prepare.script"))
     check_environment(config, found)
+    found.errors += deepspeed_errors(config)
     files = data_files(config, found)
     rows = read_data(config, files, bool(missing), found)
     check_data(files, rows, config.check, found)
@@ -72,6 +74,7 @@ def check_beside(loaded: LoadedConfig) -> list[InputError]:
     if config is None:
         return []
     check_environment(config, found)
+    found.errors += deepspeed_errors(config)
     missing = unprepared(config)
     named = data_files(config, Findings())  # a stage without data may be due to a mistake that is told already
     files = {role: path for role, path in named.items() if not loaded.doubts(*_DECISIVE[role.partition(".")[0]])}

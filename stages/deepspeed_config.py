@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from reward.settings import Settings
 
 
@@ -14,3 +16,16 @@ class DeepSpeedConfig(Settings):
     """Keep optimizer state in CPU memory (stages 1 to 3)."""
     offload_parameters: bool = False
     """Keep weights in CPU memory until a layer needs them (stage 3)."""
+    file: str | None = None
+    """JSON in DeepSpeed's own words instead of the keys above; what the stages decide may not be in it."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DeepSpeedConfig":
+        beside = sorted(self.model_fields_set - {"file"})
+        if self.file is not None and beside:
+            raise ValueError(f"file is given beside {', '.join(beside)}; give the one or the other")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError("offload_parameters needs zero_stage 3")
+        return self

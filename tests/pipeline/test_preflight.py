@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.batch_plan import plan
+from pipeline.batch_plan import batch_errors, plan
 from pipeline.config_loading import load_config
 from pipeline.preflight import check
 
@@ -126,3 +126,17 @@ def test_checking_imports_no_torch():
     assert done.returncode == 0, done.stderr
     assert "config.yaml: no mistakes found" in done.stdout
     assert done.stdout.endswith("False False\n")
+
+
+def test_the_plan_shows_how_ranks_share_a_batch():
+    config = load_config("config.yaml", ["sft.batch_size=8", "reward_model.batch_size=4"])
+    sft, reward_model, _ = plan(config, {}, ranks=2)
+    assert (sft.ranks, sft.forward, sft.accumulation) == (2, 1, 4)
+    assert (reward_model.forward, reward_model.accumulation) == (2, 1)
+
+
+def test_a_batch_that_ranks_cannot_share_is_told_before_the_run():
+    config = load_config("config.yaml", ["sft.batch_size=3", "reward_model.enabled=false"])
+    assert [str(error) for error in batch_errors(config, {}, ranks=2)] == [
+        "[BATCH02] sft.batch_size 3 cannot be shared evenly by 2 ranks; fix: sft.batch_size=2 or 4"
+    ]
