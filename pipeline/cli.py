@@ -23,7 +23,7 @@ from pipeline.model_files import require_safe_folders
 from pipeline.policies import final_of, named_adapters
 from pipeline.problems import exit_code, raise_together
 from pipeline.rundir import STEPS, RunDir
-from pipeline.runner import Selection, conclude, run_chain
+from pipeline.runner import Selection, conclude, print_lines, run_chain
 from pipeline.storage import full_error, is_full
 from stages.base import InputError
 from stages.redaction import redactor
@@ -48,6 +48,10 @@ Allowed = Annotated[
     list[str] | None,
     typer.Option("--allow", metavar="FIELD", help="Go on from a checkpoint although this changed; may be repeated."),
 ]
+Nodes = Annotated[
+    Path | None,
+    typer.Option("--nodes", metavar="HOSTFILE", help="Run on these hosts, one `<host> slots=<processes>` per line."),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/imdb_smollm2.")]
 
 
@@ -69,10 +73,21 @@ def run(
         list[str] | None, typer.Option("--force", metavar="STAGE|all", help="Run anew; may be repeated.")
     ] = None,
     allow: Allowed = None,
+    nodes: Nodes = None,
+    restarts: Annotated[
+        int | None, typer.Option("--restarts", min=0, help="Start a stage that lost a rank again, so often.")
+    ] = None,
+    print_commands: Annotated[
+        bool, typer.Option("--print-commands", help="Print the lines that would start each stage; run nothing.")
+    ] = False,
 ) -> None:
     """Run the chain: skip what is finished and unchanged, resume what was interrupted, report."""
     selection = Selection(first, only, tuple(force or ()), tuple(allow or ()))
-    raise typer.Exit(run_chain(_valid(config, overrides), selection, sys.argv, console))
+    again = [] if restarts is None else [f"launch.restarts={restarts}"]
+    loaded = _valid(config, [*(overrides or ()), *_hosts(nodes), *again])
+    if print_commands:
+        return print_lines(loaded, selection, console)
+    raise typer.Exit(run_chain(loaded, selection, sys.argv, console))
 
 
 @app.command()
@@ -113,6 +128,10 @@ def _valid(config: Path, overrides: list[str] | None) -> PipelineConfig:
     if loaded.mistakes:
         raise_together([*(error for _, error in loaded.mistakes), *preflight.check_beside(loaded)])
     return loaded.valid()
+
+
+def _hosts(nodes: Path | None) -> list[str]:
+    return [] if nodes is None else [f"launch.hostfile={nodes}"]
 
 
 def _say(text: str) -> None:

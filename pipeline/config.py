@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.launch_config import LaunchConfig
 from reward.config import RewardTerm
 from reward.settings import Settings
 from stages.deepspeed_config import DeepSpeedConfig
@@ -98,6 +99,7 @@ class PipelineConfig(Settings):
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+    launch: LaunchConfig = LaunchConfig()
 
     @model_validator(mode="after")
     def _methods_fit_together(self) -> "PipelineConfig":

@@ -5,13 +5,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from pipeline.problems import EXIT_HANG
 from pipeline.redacted_output import redacted
 from pipeline.signals import Relay
-from pipeline.watchdog import Watch
+from pipeline.watchdog import Watch, end_with_stacks
 from stages.redaction import redactor
 
 
@@ -45,7 +46,7 @@ def run_logged(command: Sequence[str], log: Path, append: bool, relay: Relay, wa
     with log.open("ab" if append else "wb") as file:
         child = relay.start(command, environment, waits=watch is not None)
         try:
-            with watch.over(child) if watch else nullcontext([]) as hung:
+            with watch.over(partial(end_with_stacks, child)) if watch else nullcontext([]) as hung:
                 _copy(child.stdout, file, sys.stdout)
                 code = relay.wait()
         except BaseException:
@@ -72,11 +73,12 @@ def _copy(source: BinaryIO, log: BinaryIO, terminal: TextIO | None) -> None:
             terminal.write(text)
             terminal.flush()
         *lines, pending = (pending + text).split("\n")
-        log.writelines(_settled(line) for line in lines)
+        log.writelines(settled(line) for line in lines)
         log.flush()
     if pending:
-        log.write(_settled(pending))
+        log.write(settled(pending))
 
 
-def _settled(line: str) -> bytes:
+def settled(line: str) -> bytes:
+    """A line as a log keeps it: a progress bar's only in its last state."""
     return line.rstrip("\r").rpartition("\r")[2].encode("utf-8", errors="replace") + b"\n"

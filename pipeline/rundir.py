@@ -43,13 +43,18 @@ class RunDir:
         return run
 
     @classmethod
+    def at(cls, config: PipelineConfig) -> "RunDir":
+        """Where the folder of a run is, or would be."""
+        return cls(Path(config.run.root) / config.run.name)
+
+    @classmethod
     def of(cls, config: PipelineConfig) -> "RunDir":
         """Make or reopen the folder of a run.
 
         Raises:
             InputError: RUN05 it is a link.
         """
-        run = cls(Path(config.run.root) / config.run.name)
+        run = cls.at(config)
         run.refuse_links()
         make_folder(run.path)
         return run

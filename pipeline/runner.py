@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -14,9 +15,11 @@ from pipeline.config import STAGES, PipelineConfig
 from pipeline.drift import Verdict, decide
 from pipeline.identity import listed
 from pipeline.launch import continue_command, last_lines, printable, rlhf, run_logged, stage_command
+from pipeline.launchers import world_of
 from pipeline.lineage import enabled_steps, inputs_of
 from pipeline.locks import chain_lock
 from pipeline.problems import EXIT_HANG, EXIT_INPUT, raise_together
+from pipeline.ranked_stage import RankedStage, ranked_stage, run_ranks
 from pipeline.results import write_results
 from pipeline.rundir import RunDir
 from pipeline.signals import Relay
@@ -73,6 +76,8 @@ def run_chain(config: PipelineConfig, selection: Selection, command: Sequence[st
     steps = selection.steps(config)
     raise_together(writing_errors(config))
     run = RunDir.of(config)
+    if not config.launch.alone:
+        _say(console, _headline(config))
     with chain_lock(run.path), Relay().installed() as relay:
         run.describe(config, command)
         if preflight.unprepared(config):  # what is wrong already is told before a script takes its time
@@ -130,12 +135,17 @@ def _run_step(
     folder.path.mkdir(parents=True, exist_ok=True)
     resumes = verdict.decision == "resume"
     command = [*stage_command(step, run.path), *(part for name in selection.allow for part in ("--allow", name))]
-    _say(console, f"[{step}] {'resumes' if resumes else 'starts'}: {printable(command)}")
+    ranked = ranked_stage(config, run.path, step, command)
+    _say(console, f"[{step}] {'resumes' if resumes else 'starts'}: {_shown(ranked, command)}")
     watch = Watch(step, folder.path, config.run.hang_timeout_s)
-    code = run_logged(command, folder.log, resumes, relay, watch)
+    if ranked:
+        with folder.log.open("ab" if resumes else "wb") as log:
+            code = run_ranks(ranked, log, relay, watch, partial(_say, console))
+    else:
+        code = run_logged(command, folder.log, resumes, relay, watch)
     if code == EXIT_HANG and folder.finished:  # only its process did not end
         code = 0
-    if code == EXIT_HANG:
+    if code == EXIT_HANG or (code and ranked):
         fail_from_outside(folder, last_lines(folder.log, 1)[0])  # if it could not say so itself
     if code == 0 and not folder.finished:
         code = 1
@@ -147,6 +157,31 @@ def _run_step(
     if code:
         _tell_failure(step, code, folder.log, continue_command(run.config_file, step), console)
     return code
+
+
+def print_lines(config: PipelineConfig, selection: Selection, console: Console) -> None:
+    """Print what would start each selected step, and run nothing.
+
+    Raises:
+        InputError: RUN03, and NODE01, NODE02, NODE04 as in pipeline.launchers.
+    """
+    run = RunDir.at(config)
+    _say(console, _headline(config))
+    for step in selection.steps(config):
+        command = stage_command(step, run.path)
+        _say(console, f"[{step}] {_shown(ranked_stage(config, run.path, step, command), command)}")
+
+
+def _shown(ranked: RankedStage | None, command: Sequence[str]) -> str:
+    lines = ranked.lines() if ranked else []
+    on = [f"on {line.host}: " if line.host else "" for line in lines]
+    return "\n    ".join(f"{where}{line}" for where, line in zip(on, lines, strict=True)) or printable(command)
+
+
+def _headline(config: PipelineConfig) -> str:
+    """How many processes there are, what is split over them, at which precision they compute."""
+    zero = f", ZeRO-{config.deepspeed.zero_stage}" if config.deepspeed else ""
+    return f"{world_of(config.launch)}{zero}, {'bf16' if config.model.compute == 'bfloat16' else 'fp32'}"
 
 
 def _again(run: RunDir) -> list[str]:

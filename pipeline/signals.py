@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Protocol
 
 from stages.stopping import StopRequest
 
@@ -25,12 +26,21 @@ _ECHO_SECONDS = 1.0
 def end_with_parent() -> None:
     """Make the system kill this process when the `rlhf run` that started it is gone; does nothing without one."""
     parent = os.environ.pop(_PARENT, None)
-    if parent is None:
-        return
-    with suppress(AttributeError, OSError):  # Linux only
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):
+    if parent is not None:
+        die_with(int(parent))
+
+
+def die_with(parent: int) -> None:
+    """Make the system kill this process when its parent is gone."""
+    signalled_after_parent(signal.SIGKILL)
+    if os.getppid() != parent:
         os._exit(128 + signal.SIGKILL)
+
+
+def signalled_after_parent(number: int) -> None:
+    """Make the system send this process a signal when its parent is gone."""
+    with suppress(AttributeError, OSError):  # Linux only
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 @contextmanager
@@ -51,12 +61,20 @@ def listening(stop: StopRequest) -> Iterator[None]:
         yield
 
 
+class Child(Protocol):
+    """What a relay needs of the process, or the processes, below it."""
+
+    def send_signal(self, number: int) -> None: ...
+
+    def wait(self) -> int: ...
+
+
 class Relay:
     """Polite signals to `rlhf run`: passed on to its running child; between children they end the chain at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._child: subprocess.Popen | None = None
+        self._child: Child | None = None
 
     @contextmanager
     def installed(self) -> Iterator["Relay"]:
@@ -68,16 +86,21 @@ class Relay:
         """Start a child that ends with this process. With `waits`, signals wait until the child calls `listen`."""
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, POLITE)
         try:
-            self._child = subprocess.Popen(
+            child = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env={**environment, _PARENT: str(os.getpid())},
                 preexec_fn=None if waits else _unblock,
             )
+            self._child = child
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        return self._child
+        return child
+
+    def adopt(self, child: "Child") -> None:
+        """Pass signals on to a child that was not started here, until `wait`."""
+        self._child = child
 
     def wait(self) -> int:
         """Wait for the child, however long it takes; its exit code, 128 + n after signal n."""

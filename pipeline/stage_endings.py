@@ -6,7 +6,7 @@ import sys
 import traceback
 
 from pipeline.launch import continue_command, printable
-from pipeline.problems import EXIT_DIVERGED, EXIT_ENVIRONMENT, EXIT_INPUT, exit_code
+from pipeline.problems import EXIT_DIVERGED, EXIT_ENVIRONMENT, EXIT_INPUT, EXIT_LOST, exit_code
 from pipeline.ranks import OtherRankEnded
 from pipeline.rundir import RunDir
 from reward.base import NonFiniteScore, RewardError
@@ -29,7 +29,7 @@ def told(error: BaseException) -> int:
     """Print what a person needs to know of an error; its exit code."""
     if isinstance(error, OtherRankEnded):
         print(error, file=sys.stderr, flush=True)
-        return EXIT_BUG
+        return EXIT_LOST
     expected = _expected_exit(error)
     if expected is None or os.environ.get("RLHF_DEBUG"):
         print(redactor().text("".join(traceback.format_exception(error))), file=sys.stderr, flush=True)

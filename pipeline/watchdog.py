@@ -126,8 +126,8 @@ class Watch:
     """Seconds; None = no watch."""
 
     @contextmanager
-    def over(self, child: subprocess.Popen) -> Iterator[list[str]]:
-        """Inside, end a child whose heartbeat stands still; what was told of it is put into the list."""
+    def over(self, end: Callable[[], None]) -> Iterator[list[str]]:
+        """Inside, `end` a stage whose heartbeat stands still; what was told of it is put into the list."""
         told: list[str] = []
         if self.limit is None:
             yield told
@@ -142,7 +142,7 @@ class Watch:
                 known = now or known  # the file goes before the process does
                 if silence.lasts(now):
                     told.append(report(self.stage, _pulse(known), self.limit))
-                    _end(child)
+                    end()
                     return
 
         thread = threading.Thread(target=look, name="watch", daemon=True)
@@ -173,7 +173,7 @@ def _pulse(text: str | None) -> Pulse:
         return Pulse()
 
 
-def _end(child: subprocess.Popen) -> None:
+def end_with_stacks(child: subprocess.Popen) -> None:
     """Let a child print its stacks and die; a stopped one has to go on for that."""
     with suppress(AttributeError, OSError):  # Linux only: a core file could be as large as the models
         resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
