@@ -23,7 +23,8 @@ from pipeline.model_files import require_safe_folders
 from pipeline.policies import final_of, named_adapters
 from pipeline.problems import exit_code, raise_together
 from pipeline.rundir import STEPS, RunDir
-from pipeline.runner import Selection, conclude, print_lines, run_chain
+from pipeline.runner import Selection, conclude, run_chain
+from pipeline.starting import start_lines
 from pipeline.storage import full_error, is_full
 from stages.base import InputError
 from stages.redaction import redactor
@@ -86,7 +87,9 @@ def run(
     again = [] if restarts is None else [f"launch.restarts={restarts}"]
     loaded = _valid(config, [*(overrides or ()), *_hosts(nodes), *again])
     if print_commands:
-        return print_lines(loaded, selection, console)
+        for line in start_lines(loaded, selection.steps(loaded)):
+            _say(line)
+        return
     raise typer.Exit(run_chain(loaded, selection, sys.argv, console))
 
 

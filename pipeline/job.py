@@ -4,8 +4,6 @@ The launchers differ in whether they notice that a rank has failed, kill the oth
 with its code. So none of that is left to them: every rank has a line to here (pipeline/lifeline.py).
 """
 
-import os
-import signal
 import subprocess
 import threading
 import time
@@ -20,11 +18,11 @@ from typing import Any
 
 from pipeline.job_file import JobFile
 from pipeline.job_log import JobLog
+from pipeline.launcher_process import end_launcher, start_launcher
 from pipeline.launchers import Line
 from pipeline.lifeline import Lifeline, Lost
 from pipeline.problems import EXIT_ENVIRONMENT, EXIT_LOST
 from pipeline.redacted_output import redacted
-from pipeline.signals import signalled_after_parent
 from stages.redaction import redactor
 
 _LAUNCHER = "launcher"
@@ -32,7 +30,7 @@ _LOOK = 0.2
 _GRACE = 3.0
 """Seconds in which the other ranks may tell that they fail too, before they are killed."""
 _GONE = 5.0
-"""Seconds more for the ranks to be gone, then for the launchers, then after each stronger signal."""
+"""Seconds more for the ranks to be gone."""
 
 
 @dataclass
@@ -72,17 +70,7 @@ class Job:
     def start(self, lines: Sequence[Line], environment: dict[str, str]) -> None:
         """Begin to wait for the ranks, and start those lines that are for here."""
         self._deadline = time.monotonic() + self.file.join_timeout_s
-        for line in lines:
-            launcher = subprocess.Popen(
-                line.arguments,
-                env={**environment, **line.variables},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the ranks, and comes to them through here
-                preexec_fn=partial(signalled_after_parent, signal.SIGTERM),
-            )
-            self._launchers.append(launcher)
+        self._launchers += [start_launcher(line, environment) for line in lines]
         readers = [threading.Thread(target=self._read_launcher, args=(one,), daemon=True) for one in self._launchers]
         for thread in (*readers, threading.Thread(target=self._accept, daemon=True)):
             thread.start()
@@ -115,7 +103,7 @@ class Job:
             member.line.close()
         self.listener.close()
         for launcher in self._launchers:
-            _end_launcher(launcher)
+            end_launcher(launcher)
         with suppress(Empty):
             while True:
                 self._events.get(timeout=_LOOK)()  # last words
@@ -129,14 +117,10 @@ class Job:
     def _joined(self, line: Lifeline, hello: dict[str, Any]) -> None:
         place, environment = hello["hello"], hello["digest"]
         rank, source = place["rank"], _named(place["rank"], place["host"])
-        if self._failure:
-            return line.close()
-        if place["size"] != self.size or rank in self._members or not 0 <= rank < self.size:
-            told = f"[NODE07] {source} joined a world of {place['size']} ranks, expected {self.size}"
-            return self._fail(_Failure(source, f"{told}; fix: let one launcher start one job", EXIT_ENVIRONMENT))
-        if environment != self.file.digest:
-            told = f"[NODE05] {source} has another environment than it was given; fix: run it again"
-            return self._fail(_Failure(source, told, EXIT_ENVIRONMENT))
+        refusal = self._refusal(place, environment)
+        if self._failure or refusal:
+            line.close()
+            return refusal and self._fail(_Failure(source, refusal, EXIT_ENVIRONMENT))
         self._members[rank] = _Member(line, place["host"], tuple(hello["meet"]))
         if len(self._members) == self.size:
             self._deadline = float("inf")
@@ -145,11 +129,20 @@ class Job:
                 self._to_all(signal=self._asked)
         return None
 
-    def _ended(self, rank: int, code: int) -> None:
+    def _refusal(self, place: dict[str, Any], environment: str) -> str | None:
+        rank, size = place["rank"], place["size"]
+        if size != self.size or rank in self._members or not 0 <= rank < size:
+            told = f"[NODE07] rank {rank} joined a world of {size} ranks, expected {self.size}"
+            return f"{told}; fix: let one launcher start one job"
+        if environment != self.file.digest:
+            return f"[NODE05] rank {rank} has another environment than it was given; fix: run it again"
+        return None
+
+    def _ended(self, rank: int, code: int, killed: bool) -> None:
         member = self._members[rank]
         member.code = code
         member.line.send(bye=True)
-        if code and not (self._asked and code == 128 + self._asked):
+        if code and not killed and not (self._asked and code == 128 + self._asked):
             source = _named(rank, member.host)
             told = f"rank {rank} on {member.host} was the first of {self.size} to fail, with exit code {code}"
             if self._failure and self._failure.code == EXIT_LOST != code:
@@ -225,7 +218,7 @@ class Job:
                 elif "text" in message:
                     self._events.put(partial(self.log.write, source, message["text"], rank == 0))
                 elif "exit" in message:
-                    self._events.put(partial(self._ended, rank, message["exit"]))
+                    self._events.put(partial(self._ended, rank, message["exit"], message["killed"]))
         except (OSError, EOFError, AuthenticationError):
             connection.close()
         except Lost as error:
@@ -243,20 +236,5 @@ class Job:
         self._events.put(partial(self._launcher_ended, launcher))
 
 
-def _end_launcher(launcher: subprocess.Popen) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(subprocess.TimeoutExpired):
-            launcher.wait(_GONE)
-            break
-        _signal_group(launcher, number)
-    launcher.wait()
-    _signal_group(launcher, signal.SIGKILL)  # what a launcher that was killed has left
-
-
 def _named(rank: int, host: str) -> str:
     return f"rank {rank} {host}"
-
-
-def _signal_group(launcher: subprocess.Popen, number: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(launcher.pid, number)

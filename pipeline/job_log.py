@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from pipeline.launch import settled
 
-_KEPT = 28
+_KEPT = 29
 """Lines of each rank that are kept for the case that it fails first."""
 _TRACEBACK = "Traceback (most recent call last)"
 _HELD = 3.0

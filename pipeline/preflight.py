@@ -12,8 +12,9 @@ from pipeline.data_checks import check_data, check_sizes, counts, data_files, re
 from pipeline.deepspeed_file import deepspeed_errors
 from pipeline.environment import environment_errors, versions_line, wandb_errors, wandb_note
 from pipeline.findings import Findings
+from pipeline.launchers import world_of
 from pipeline.model_checks import check_models, length_errors, method_errors, parent_errors
-from pipeline.problems import missing_path
+from pipeline.problems import InputErrors, missing_path
 from pipeline.reward_checks import check_rewards
 from pipeline.storage import room_errors, room_line, writing_errors
 from pipeline.texts.gate import check_texts
@@ -30,11 +31,12 @@ def check(config: PipelineConfig) -> Findings:
             found.errors.append(missing_path(config.prepare.script, "prepare.script"))
     check_environment(config, found)
     found.errors += deepspeed_errors(config)
+    ranks = check_hosts(config, found)
     files = data_files(config, found)
     rows = read_data(config, files, bool(missing), found)
     check_data(files, rows, config.check, found)
     check_sizes(config, rows, found)
-    found.errors += batch_plan.batch_errors(config, counts(rows))
+    found.errors += batch_plan.batch_errors(config, counts(rows), ranks)
     safe = check_models(config, bool(missing), found)
     if safe:
         found.errors += length_errors(config)
@@ -44,7 +46,7 @@ def check(config: PipelineConfig) -> Findings:
     check_storage(config, safe, found)
     if safe and not missing:
         check_texts(config, rows, found)
-    found.plan = batch_plan.plan(config, counts(rows))
+    found.plan = batch_plan.plan(config, counts(rows), ranks)
     return found
 
 
@@ -55,6 +57,22 @@ def check_environment(config: PipelineConfig, found: Findings) -> None:
     if not errors:
         found.passed("environment", versions_line())
         found.passed("environment", wandb_note(config))
+
+
+def check_hosts(config: PipelineConfig, found: Findings) -> int:
+    """The hosts that a run of several processes names; how many ranks they are, 1 when that cannot be known.
+
+    `rlhf check --nodes` looks at the hosts themselves.
+    """
+    if config.launch.alone:
+        return 1
+    try:
+        world = world_of(config.launch)
+    except InputError as error:
+        found.errors += error.errors if isinstance(error, InputErrors) else [error]
+        return 1
+    found.passed("launch", f"{config.launch.starter}: {world}")
+    return world.size
 
 
 def check_storage(config: PipelineConfig, safe: bool, found: Findings) -> None:
@@ -75,6 +93,8 @@ def check_beside(loaded: LoadedConfig) -> list[InputError]:
         return []
     check_environment(config, found)
     found.errors += deepspeed_errors(config)
+    if not loaded.doubts(("launch",)):
+        check_hosts(config, found)
     missing = unprepared(config)
     named = data_files(config, Findings())  # a stage without data may be due to a mistake that is told already
     files = {role: path for role, path in named.items() if not loaded.doubts(*_DECISIVE[role.partition(".")[0]])}

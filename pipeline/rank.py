@@ -68,6 +68,8 @@ class Ranked:
 
     def __init__(self, job: JobFile, place: Place, line: Lifeline):
         self._job, self._place, self._line = job, place, line
+        self._killed = False
+        """Whether the stage ended because another rank had failed."""
 
     def run(self, relay: Relay) -> int:
         """Report, wait for all others, run the stage; its exit code."""
@@ -90,7 +92,7 @@ class Ranked:
         for text in redacted(child.stdout, redactor()):
             self._line.send(text=text)
         code = relay.wait()
-        self._line.send(exit=code)
+        self._line.send(exit=code, killed=self._killed)
         over.wait(_LAST_WORDS)
         return code
 
@@ -113,7 +115,7 @@ class Ranked:
                 elif "stacks" in message:
                     end_with_stacks(child)
                 elif "end" in message:
-                    _end(child, message["end"])
+                    self._end(child, message["end"])
                 elif "bye" in message:
                     break
         except Lost as error:
@@ -124,12 +126,13 @@ class Ranked:
                 os._exit(EXIT_LOST)
         over.set()
 
-
-def _end(child: subprocess.Popen, grace: float) -> None:
-    """Another rank has failed: this one may be telling so, or wait for it until it is killed."""
-    with suppress(subprocess.TimeoutExpired):
-        child.wait(grace)
-    child.kill()
+    def _end(self, child: subprocess.Popen, grace: float) -> None:
+        """Another rank has failed: this one may be about to tell so too, or waits for it until it is killed."""
+        try:
+            child.wait(grace)
+        except subprocess.TimeoutExpired:
+            self._killed = True
+            child.kill()
 
 
 def _refuse(problem: str) -> int:

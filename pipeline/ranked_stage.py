@@ -19,7 +19,7 @@ from pipeline.problems import EXIT_HANG
 from pipeline.ranks import EXPECTED
 from pipeline.signals import Relay
 from pipeline.watchdog import Watch
-from pipeline.worker_environment import launcher_environment, passed_variables, told_names
+from pipeline.worker_environment import launcher_environment, passed_variables
 from stages.base import InputError
 
 ALONE = ("evaluation",)
@@ -66,7 +66,6 @@ def run_ranks(stage: RankedStage, log: BinaryIO, relay: Relay, watch: Watch, tel
         job_file = _job_file(stage, listener.address)
         (folder / "hostfile").write_text(hostfile_text(stage.world))
         write_private(folder / f"{stage.name}.json", job_file)
-        tell(told_names(list(job_file.environment)))
         here = [line for line in lines if line.host is None or is_here(line.host)]
         for line in (line for line in lines if line not in here):
             tell(f"start this on {line.host} within {stage.launch.join_timeout_s:g} s:\n    {line}")

@@ -15,14 +15,14 @@ from pipeline.config import STAGES, PipelineConfig
 from pipeline.drift import Verdict, decide
 from pipeline.identity import listed
 from pipeline.launch import continue_command, last_lines, printable, rlhf, run_logged, stage_command
-from pipeline.launchers import world_of
 from pipeline.lineage import enabled_steps, inputs_of
 from pipeline.locks import chain_lock
 from pipeline.problems import EXIT_HANG, EXIT_INPUT, raise_together
-from pipeline.ranked_stage import RankedStage, ranked_stage, run_ranks
+from pipeline.ranked_stage import ranked_stage, run_ranks
 from pipeline.results import write_results
 from pipeline.rundir import RunDir
 from pipeline.signals import Relay
+from pipeline.starting import for_slurm, leave_for_slurm, opening, shown
 from pipeline.storage import writing_errors
 from pipeline.watchdog import Watch
 from stages.base import InputError
@@ -62,6 +62,12 @@ class Selection:
                 raise InputError("RUN03", f"--force {name}: that step is not selected", fix=f"add --only {name}")
         return selected
 
+    def options(self) -> list[str]:
+        """The same as options of `rlhf run`."""
+        one = [(option, value) for option, value in (("--from", self.first), ("--only", self.only)) if value]
+        many = [("--force", name) for name in self.force] + [("--allow", name) for name in self.allow]
+        return [part for pair in (*one, *many) for part in pair]
+
     def forces(self, step: str) -> bool:
         """Whether `step` runs anew whatever is there."""
         return step in self.force or "all" in self.force
@@ -76,8 +82,8 @@ def run_chain(config: PipelineConfig, selection: Selection, command: Sequence[st
     steps = selection.steps(config)
     raise_together(writing_errors(config))
     run = RunDir.of(config)
-    if not config.launch.alone:
-        _say(console, _headline(config))
+    for line in opening(config):
+        _say(console, line)
     with chain_lock(run.path), Relay().installed() as relay:
         run.describe(config, command)
         if preflight.unprepared(config):  # what is wrong already is told before a script takes its time
@@ -89,6 +95,9 @@ def run_chain(config: PipelineConfig, selection: Selection, command: Sequence[st
         for note in found.notes:
             _say(console, f"note: {note}")
         raise_together(found.errors)
+        if for_slurm(config):
+            _say(console, leave_for_slurm(config, run, selection.options()))
+            return 0
         _refuse_drift(run, config, steps, selection)
         for step in steps:
             code = _run_step(run, config, step, selection, console, relay)
@@ -136,7 +145,7 @@ def _run_step(
     resumes = verdict.decision == "resume"
     command = [*stage_command(step, run.path), *(part for name in selection.allow for part in ("--allow", name))]
     ranked = ranked_stage(config, run.path, step, command)
-    _say(console, f"[{step}] {'resumes' if resumes else 'starts'}: {_shown(ranked, command)}")
+    _say(console, f"[{step}] {'resumes' if resumes else 'starts'}: {shown(ranked, command)}")
     watch = Watch(step, folder.path, config.run.hang_timeout_s)
     if ranked:
         with folder.log.open("ab" if resumes else "wb") as log:
@@ -157,31 +166,6 @@ def _run_step(
     if code:
         _tell_failure(step, code, folder.log, continue_command(run.config_file, step), console)
     return code
-
-
-def print_lines(config: PipelineConfig, selection: Selection, console: Console) -> None:
-    """Print what would start each selected step, and run nothing.
-
-    Raises:
-        InputError: RUN03, and NODE01, NODE02, NODE04 as in pipeline.launchers.
-    """
-    run = RunDir.at(config)
-    _say(console, _headline(config))
-    for step in selection.steps(config):
-        command = stage_command(step, run.path)
-        _say(console, f"[{step}] {_shown(ranked_stage(config, run.path, step, command), command)}")
-
-
-def _shown(ranked: RankedStage | None, command: Sequence[str]) -> str:
-    lines = ranked.lines() if ranked else []
-    on = [f"on {line.host}: " if line.host else "" for line in lines]
-    return "\n    ".join(f"{where}{line}" for where, line in zip(on, lines, strict=True)) or printable(command)
-
-
-def _headline(config: PipelineConfig) -> str:
-    """How many processes there are, what is split over them, at which precision they compute."""
-    zero = f", ZeRO-{config.deepspeed.zero_stage}" if config.deepspeed else ""
-    return f"{world_of(config.launch)}{zero}, {'bf16' if config.model.compute == 'bfloat16' else 'fp32'}"
 
 
 def _again(run: RunDir) -> list[str]:

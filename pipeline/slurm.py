@@ -25,7 +25,7 @@ def sbatch_text(config: PipelineConfig, run: Path, command: Sequence[str]) -> st
         "--time": slurm.time,
         "--partition": slurm.partition,
         "--account": slurm.account,
-        "--output": f"{run}/slurm-%j.txt",
+        "--output": f"{run.resolve()}/slurm-%j.txt",
         "--signal": f"B:TERM@{slurm.grace_s}",
     }
     lines = [

@@ -1,7 +1,7 @@
 """Which variables reach the ranks, and which the launcher may see. Imports no torch."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from pipeline.launch_config import LaunchConfig
 from stages.redaction import secrets_of
@@ -12,6 +12,7 @@ _PASSED = re.compile(
     re.IGNORECASE,
 )
 _NOT_PASSED = {"RLHF_PARENT"}
+_OUR_OWN = "RLHF_"
 _SPEAKS_ON_COMMAND_LINES = "MLFLOW"
 """Variables that begin like this are put on command lines by DeepSpeed's launchers."""
 
@@ -29,6 +30,7 @@ def launcher_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in environment.items() if k not in hidden and not k.startswith(_SPEAKS_ON_COMMAND_LINES)}
 
 
-def told_names(variables: Sequence[str]) -> str:
+def told_names(environment: Mapping[str, str], launch: LaunchConfig) -> str:
     """The line that says which variables are passed; their values are never printed."""
-    return f"environment of the ranks: {', '.join(variables) or 'nothing'}"
+    names = [name for name in passed_variables(environment, launch) if not name.startswith(_OUR_OWN)]
+    return f"environment of the ranks: {', '.join(names) or 'nothing'}"

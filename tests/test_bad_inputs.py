@@ -2,7 +2,7 @@
 
 Numbers are rows of a list of thirty such mistakes. Those of texts as tokens (4 to 8, 10, 16) have more in
 pipeline/texts, those of checkpoints and storage (19, 20, 22, 29) are in pipeline, empty completions (9) in stages/ppo.
-One, a host file (25), cannot be made here yet.
+A host that is down (25) is in multinode.
 """
 
 import io
@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
-from tests.bad_inputs import data, deepspeed_files, models_and_rewards
+from tests.bad_inputs import data, deepspeed_files, hosts, models_and_rewards
 from tests.bad_inputs.data import nulls, row
 from tests.bad_inputs.models_and_rewards import SCORED, function
 from tests.bad_inputs.place import ROWS, Case, fill, replace, write
 
 ROOT = Path(__file__).parents[1]
-CASES = [*data.CASES, *models_and_rewards.CASES, *deepspeed_files.CASES]
+CASES = [*data.CASES, *models_and_rewards.CASES, *deepspeed_files.CASES, *hosts.CASES]
 
 
 @pytest.fixture
