@@ -1,20 +1,29 @@
 """What `rlhf plan` shows. Imports no torch."""
 
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from pipeline.config import STAGES, PipelineConfig
+from pipeline.deepspeed_file import deepspeed_errors
+from pipeline.launchers import world_of
 from pipeline.model_files import require_safe_models
+from pipeline.parents import is_local
 from pipeline.planner.costs import DEVICES, Device
 from pipeline.planner.fitting import Setting, largest_microbatch, remedy
 from pipeline.planner.memory import stage_memory
-from pipeline.planner.roles import cast_of
 from pipeline.planner.sharding import Split
 from pipeline.planner.table import StagePlan, gigabytes, memory_table, work_table
 from pipeline.planner.work import stage_work
+from pipeline.preflight import unprepared
+from pipeline.problems import missing_path, raise_together
 from stages.base import InputError
-from stages.deepspeed_config import DeepSpeedConfig
+from stages.batch_split import BatchSplit
+from stages.deepspeed_json import deepspeed_json
 
 
 @dataclass(frozen=True)
@@ -31,9 +40,10 @@ class Asked:
 def show_plan(config: PipelineConfig, asked: Asked, console: Console) -> None:
     """Print memory, traffic and time of every enabled stage, and what to change where one does not fit.
 
-    Raises InputError PLAN01 for models whose sizes are not to be had, TUNE02 for more frozen layers than they have, and
-    those of `require_safe_models`.
+    Raises InputError PATH01 and PLAN01 for models whose sizes are not to be had, TUNE02 for more frozen layers than
+    they have, and those of `require_safe_models`, `deepspeed_errors` and `world_of`.
     """
+    _require_model(config)
     require_safe_models(config)
     setting = Setting(config, _split(config, asked))
     device = DEVICES[asked.device]
@@ -46,15 +56,39 @@ def show_plan(config: PipelineConfig, asked: Asked, console: Console) -> None:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def _require_model(config: PipelineConfig) -> None:
+    path, prepare = config.model.path, config.prepare
+    if not is_local(path) or Path(path).exists():
+        return
+    if prepare is None or not unprepared(config):
+        raise missing_path(path, "model.path")
+    command = shlex.join(["python", prepare.script, *prepare.arguments])
+    problem = f"the sizes of the model '{path}' are not known before {prepare.script} has made it"
+    raise InputError("PLAN01", problem, fix=command)
+
+
 def _split(config: PipelineConfig, asked: Asked) -> Split:
-    section = config.deepspeed or DeepSpeedConfig()
-    zero = section.zero_stage if asked.zero is None else asked.zero
-    return Split(asked.ranks or 1, zero, section.offload_optimizer, section.offload_parameters)
+    """What the sections `launch` and `deepspeed` (or the file that it names) say, unless a person asks for another."""
+    raise_together(deepspeed_errors(config))
+    section = deepspeed_json(config.deepspeed, BatchSplit(1, 1, 1), 1.0)["zero_optimization"]
+    zero = int(section["stage"] if asked.zero is None else asked.zero)
+    return Split(
+        ranks=asked.ranks or world_of(config.launch).size,
+        zero=zero,
+        offload_optimizer=zero > 0 and _offloads(section, "offload_optimizer"),
+        offload_parameters=zero == 3 and _offloads(section, "offload_param"),
+        bucket=int(section.get("reduce_bucket_size", Split.bucket)),
+        live=int(section.get("stage3_max_live_parameters", Split.live)),
+    )
+
+
+def _offloads(section: Mapping[str, Any], key: str) -> bool:
+    return (section.get(key) or {}).get("device", "none") != "none"
 
 
 def plan_of(setting: Setting, stage: str, device: Device, memory: float) -> StagePlan:
     """The plan of one stage. Raises InputError as `show_plan`."""
-    config, cast = setting.config, cast_of(setting.config, stage)
+    config, cast = setting.config, setting.cast(stage)
     layers = min(role.architecture.layers for role in cast.everyone)
     if config.trunk.frozen_layers >= layers:
         problem = f"trunk.frozen_layers is {config.trunk.frozen_layers}, the model has {layers} layers"
@@ -63,7 +97,7 @@ def plan_of(setting: Setting, stage: str, device: Device, memory: float) -> Stag
         memory=stage_memory(config, stage, cast, setting.split),
         work=stage_work(config, stage, cast, setting.split, device),
         microbatch=getattr(config, stage).microbatch_size,
-        largest=largest_microbatch(setting, stage, cast, memory),
+        largest=largest_microbatch(setting, stage, memory),
     )
 
 

@@ -20,7 +20,10 @@ class Setting:
 
     def peak(self, stage: str) -> float:
         """Bytes of a stage on one rank."""
-        return stage_memory(self.config, stage, cast_of(self.config, stage), self.split).peak
+        return stage_memory(self.config, stage, self.cast(stage), self.split).peak
+
+    def cast(self, stage: str) -> Cast:
+        return cast_of(self.config, stage, self.split.shares_bases)
 
     def with_section(self, section: str, **values: Any) -> "Setting":
         changed = getattr(self.config, section).model_copy(update=values)
@@ -30,9 +33,9 @@ class Setting:
         return replace(self, split=replace(self.split, **values))
 
 
-def largest_microbatch(setting: Setting, stage: str, cast: Cast, memory: float) -> int:
+def largest_microbatch(setting: Setting, stage: str, memory: float) -> int:
     """The largest microbatch size (sequences, pairs or completions) that fits and divides a rank's batch; 0 if none."""
-    share = rows_per_step(setting.config, stage, setting.split)
+    share, cast = rows_per_step(setting.config, stage, setting.split), setting.cast(stage)
 
     def fits(size: int) -> bool:
         tried = setting.with_section(stage, microbatch_size=size)

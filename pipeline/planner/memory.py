@@ -7,7 +7,7 @@ from pipeline.config import PipelineConfig
 from pipeline.planner.activations import Batch, Precision, cache, copied_weights, saved, working
 from pipeline.planner.architecture import Architecture
 from pipeline.planner.roles import Cast, Role, precision_of
-from pipeline.planner.sharding import FLOAT, Share, Split, gathered, in_flight, share
+from pipeline.planner.sharding import FLOAT, Share, Split, in_flight, share
 from stages.ppo.config import PPOConfig
 from stages.reward_model.config import RewardModelConfig
 from stages.sft.config import SFTConfig
@@ -131,7 +131,7 @@ def _ppo(config: PipelineConfig, cast: Cast, split: Split) -> Iterator[Phase]:
     yield from _rollout(config, policy, split)
     a, p, batch = policy.architecture, precision_of(policy, config.model), microbatch(config, "ppo", split)
     scoring = max(working(r.architecture, precision_of(r, config.model), batch) for r in everyone)
-    copies = max(_copies_read(r, precision_of(r, config.model)) for r in everyone)
+    copies = max(_copies_read(r, precision_of(r, config.model), split) for r in everyone)
     flight = max(in_flight(0, r.read, split) for r in everyone)
     logits = _ppo_logits(a, p, batch)
     parts = {"activations": scoring, "logits": logits, "copies of weights": copies, "in flight": flight}
@@ -157,7 +157,7 @@ def _learning(
     parts = {
         "activations": saved(a, role.tuning, p, batch, frozen, recompute) + 3 * FLOAT * a.hidden * batch.tokens,
         "gradients of a layer": working(a, p, batch),
-        "copies of weights": copied_weights(a, role.tuning, p, frozen, recompute),
+        "copies of weights": copied_weights(a, role.tuning, p, frozen, recompute) if split.zero < 3 else _copy(a, p),
         "logits": logits,
         "in flight": in_flight(role.trained, role.read, split),
     }
@@ -172,24 +172,32 @@ def _update(role: Role, split: Split) -> Iterator[Phase]:
 
 
 def _rollout(config: PipelineConfig, policy: Role, split: Split) -> Iterator[Phase]:
-    """The prompts' forward pass, then the last token, when the cache is longest; whole weights gathered meanwhile."""
+    """The prompts' forward pass, then the last token, when the cache is longest."""
     ppo, a, p = config.ppo, policy.architecture, precision_of(policy, config.model)
     rows, length = rollout_rows(config, split), longest(config.ppo)
     prompts = Batch(rows, length - ppo.max_new_tokens)
-    weights = {"gathered": gathered(policy.read, split), "copies of weights": _copies_read(policy, p)}
+    weights = {"in flight": in_flight(0, policy.read, split), "copies of weights": _copies_read(policy, p, split)}
     reading = {"KV cache": cache(a, p, prompts), "activations": working(a, p, prompts)}
     yield Phase("rollout, prompts", reading | weights)
     drawing = {"KV cache": cache(a, p, Batch(rows, length)), "logits": _SAMPLER * FLOAT * rows * a.vocabulary}
     yield Phase("rollout, last token", drawing | weights)
 
 
-def _copies_read(role: Role, p: Precision) -> float:
-    """Autocast's copies in a forward pass without gradients: of all weights that learn, else of a matrix at a time."""
+def _copies_read(role: Role, p: Precision, split: Split) -> float:
+    """Autocast's copies in a forward pass without gradients: of all weights that learn, else of a matrix at a time.
+
+    It keeps the former until the end of the forward pass, or of the rollout; under ZeRO-3 DeepSpeed's own linear
+    function keeps none, in no pass.
+    """
     a = role.architecture
-    if not p.casts:
-        return 0.0
-    output = a.vocabulary * a.hidden
-    return p.compute * (a.matrix_parameters + output if role.whole else max(output, a.hidden * a.intermediate))
+    if not role.whole or split.zero == 3:
+        return _copy(a, p)
+    return p.compute * (a.matrix_parameters + a.vocabulary * a.hidden) if p.casts else 0.0
+
+
+def _copy(a: Architecture, p: Precision) -> float:
+    """Autocast's copy of the largest matrix."""
+    return p.compute * a.hidden * max(a.vocabulary, a.intermediate) if p.casts else 0.0
 
 
 def _ppo_logits(a: Architecture, p: Precision, batch: Batch) -> float:
@@ -208,9 +216,14 @@ def _below(config: PipelineConfig) -> int:
     return config.trunk.frozen_layers
 
 
+def replayed(config: PipelineConfig, split: Split) -> int:
+    """Frozen layers that PPO computes once for all roles: none where the roles share no layers."""
+    return config.trunk.frozen_layers if split.shares_bases else 0
+
+
 def _trunk_states(config: PipelineConfig, policy: Role, split: Split) -> dict[str, float]:
     """What leaves the frozen layers, kept for a whole rollout."""
-    if not config.trunk.frozen_layers:
+    if not replayed(config, split):
         return {}
     tokens = rollout_rows(config, split) * longest(config.ppo)
     return {"frozen trunk's states": tokens * policy.architecture.hidden * precision_of(policy, config.model).stream}

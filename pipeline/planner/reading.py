@@ -17,7 +17,7 @@ _GGUF_TYPES = ("llama", "qwen2", "qwen3")
 def architecture_of(path: str) -> Architecture:
     """The decoder that `path` names.
 
-    Raises InputError PATH01 (nothing there), PLAN01 (sizes that are not to be had, or a model type not known).
+    Raises InputError PLAN01 for sizes that are not to be had, or a model type that is not known.
     """
     file = Path(path)
     if file.is_file() and file.suffix == ".gguf":

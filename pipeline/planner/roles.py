@@ -75,9 +75,14 @@ def precision_of(role: Role, model: ModelConfig) -> Precision:
     return Precision(stored, stored, compute)
 
 
-def cast_of(config: PipelineConfig, stage: str) -> Cast:
-    """The roles of a stage. Raises InputError as `architecture_of`."""
-    return {"sft": _sft, "reward_model": _reward_model, "ppo": _ppo}[stage](config)
+def cast_of(config: PipelineConfig, stage: str, sharing: bool = True) -> Cast:
+    """The roles of a stage; without `sharing` each has its whole base. Raises InputError as `architecture_of`."""
+    cast = {"sft": _sft, "reward_model": _reward_model, "ppo": _ppo}[stage](config)
+    return cast if sharing else Cast((), tuple(map(_apart, cast.learners)), tuple(map(_apart, cast.frozen)))
+
+
+def _apart(role: Role) -> Role:
+    return replace(role, frozen=role.frozen + role.shared, shared=0.0)
 
 
 class _Bases:
@@ -104,7 +109,7 @@ class _Bases:
     def settled(self, role: Role) -> Role:
         """The role; a base that it alone stands on is its own."""
         alone = any(users == [role.name] for users in self._users.values())
-        return replace(role, frozen=role.frozen + role.shared, shared=0.0) if alone else role
+        return _apart(role) if alone else role
 
     def cast(self, learners: Sequence[Role], frozen: Sequence[Role] = ()) -> Cast:
         return Cast(tuple(self.roles()), tuple(map(self.settled, learners)), tuple(map(self.settled, frozen)))

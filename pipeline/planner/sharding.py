@@ -11,10 +11,6 @@ FLOAT = 4
 """Bytes of a trained weight and of its gradient."""
 _MOMENTS = 2
 """Numbers that AdamW keeps of each trained one."""
-_BUCKET = 500_000_000
-"""Gradients that DeepSpeed collects before it reduces them (reduce_bucket_size), at most."""
-_LIVE = 1_000_000_000
-"""Weights that ZeRO-3 keeps gathered (stage3_max_live_parameters), at most."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,15 @@ class Split:
     """Optimizer state and the gradients that it reads lie in the host's memory."""
     offload_parameters: bool = False
     """ZeRO-3: partitions of weights lie in the host's memory."""
+    bucket: int = 500_000_000
+    """Gradients that DeepSpeed collects before it reduces them, at most; its default of reduce_bucket_size."""
+    live: int = 1_000_000_000
+    """Weights that ZeRO-3 keeps gathered, at most; its default of stage3_max_live_parameters."""
+
+    @property
+    def shares_bases(self) -> bool:
+        """Whether roles can stand on one base: under ZeRO-3 each is split by itself, with all its weights."""
+        return self.zero < 3
 
     @property
     def name(self) -> str:
@@ -71,17 +76,13 @@ def share(trained: int, frozen_bytes: float, split: Split) -> Share:
 def in_flight(trained: int, weight_bytes: float, split: Split) -> float:
     """Bytes of DeepSpeed's buffers while a role computes: gradients to be reduced, under stage 3 gathered weights.
 
-    At most reduce_bucket_size and stage3_max_live_parameters numbers, as DeepSpeed sets them by default.
+    Of these a rank has its own part already, unless it lies in the host's memory.
     """
-    bucket = FLOAT * min(_BUCKET, trained) if split.zero and split.ranks > 1 else 0.0
-    return bucket + gathered(min(_LIVE * FLOAT, weight_bytes), split)
-
-
-def gathered(weight_bytes: float, split: Split) -> float:
-    """Bytes that a rank holds beside its own part when it has gathered weights under stage 3."""
+    bucket = FLOAT * min(split.bucket, trained) if split.zero and split.ranks > 1 else 0.0
     if split.zero < 3:
-        return 0.0
-    return weight_bytes if split.offload_parameters else weight_bytes * (split.ranks - 1) / split.ranks
+        return bucket
+    others = 1.0 if split.offload_parameters else (split.ranks - 1) / split.ranks
+    return bucket + others * min(FLOAT * split.live, weight_bytes)
 
 
 def sent_by_training(trained: int, frozen_bytes: float, split: Split, microbatches: int) -> float:

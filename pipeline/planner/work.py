@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from pipeline.config import PipelineConfig
 from pipeline.planner.activations import Precision, cache_per_token
-from pipeline.planner.architecture import Architecture
 from pipeline.planner.costs import Device, forward_operations, output_operations
-from pipeline.planner.memory import longest, rollout_rows, rows_per_step
+from pipeline.planner.memory import longest, replayed, rollout_rows, rows_per_step
 from pipeline.planner.roles import Cast, Role, precision_of
 from pipeline.planner.sharding import Split, sent_by_reading, sent_by_training
 
@@ -19,13 +18,19 @@ from pipeline.planner.sharding import Split, sent_by_reading, sent_by_training
 class StageWork:
     """One step of a stage on one rank."""
 
-    sent: float
-    """Bytes."""
+    sent_by: dict[str, float]
+    """Bytes by phase."""
     seconds: dict[str, float]
     """By phase."""
 
     @property
+    def sent(self) -> float:
+        """Bytes."""
+        return sum(self.sent_by.values())
+
+    @property
     def total(self) -> float:
+        """Seconds."""
         return sum(self.seconds.values())
 
 
@@ -37,28 +42,28 @@ def stage_work(config: PipelineConfig, stage: str, cast: Cast, split: Split, dev
     rows = rows_per_step(config, stage, split)
     passes = -(-rows // section.microbatch_size)
     tokens = rows * (2 if stage == "reward_model" else 1) * longest(section)
-    operations = _learning_operations(config, stage, role, tokens)
+    operations = _learning_operations(config, stage, role, tokens, 0)
     if stage == "sft":
         operations += output_operations(role.architecture, tokens) * (4 if role.whole else 3)  # tiles are made twice
     seconds = {"training": device.arithmetic(operations, config.model.compute)}
-    return StageWork(sent_by_training(role.trained, role.frozen + role.shared, split, passes), seconds)
+    sent = {"training": sent_by_training(role.trained, role.frozen + role.shared, split, passes)}
+    return StageWork(sent, seconds)
 
 
-def _learning_operations(config: PipelineConfig, stage: str, role: Role, tokens: float) -> float:
+def _learning_operations(config: PipelineConfig, stage: str, role: Role, tokens: float, replay: int) -> float:
     """Forward and backward pass through the layers: 3 forward passes, or 2 where few weights learn.
 
-    Nothing goes backward below the trunk, and PPO replays it. Recomputing adds a forward pass.
+    Nothing goes backward below the trunk; nor forward where `replay` layers are. Recomputing adds a forward pass.
     """
     a, section, length = role.architecture, getattr(config, stage), longest(getattr(config, stage))
     above = a.layers - config.trunk.frozen_layers
-    forward = above if stage == "ppo" else a.layers
     backward = (2 if role.whole else 1) + section.gradient_checkpointing
-    first = forward_operations(a, tokens, length, forward)
+    first = forward_operations(a, tokens, length, a.layers - replay)
     return first + backward * forward_operations(a, tokens, length, above)
 
 
-def _ppo_sent(config: PipelineConfig, cast: Cast, split: Split) -> float:
-    """Every minibatch of every epoch for the two that learn; one gathering for the rollout; one per scoring pass."""
+def _ppo_sent(config: PipelineConfig, cast: Cast, split: Split) -> dict[str, float]:
+    """Every minibatch of every epoch for the two that learn; under stage 3 one gathering per token and scoring pass."""
     ppo, policy = config.ppo, cast.learners[0]
     passes = -(-rows_per_step(config, "ppo", split) // ppo.microbatch_size)
     steps = ppo.ppo_epochs * (ppo.rollout_batch_size // ppo.minibatch_size)
@@ -67,36 +72,37 @@ def _ppo_sent(config: PipelineConfig, cast: Cast, split: Split) -> float:
     )
     scoring = -(-rollout_rows(config, split) // ppo.microbatch_size)
     reading = sum(sent_by_reading(role.read, split, scoring) for role in (*cast.learners, *cast.frozen))
-    return learning + reading + sent_by_reading(policy.read, split, 1)
+    rollout = sent_by_reading(policy.read, split, ppo.max_new_tokens)
+    return {"rollout": rollout, "scoring": reading, "training": learning}
 
 
 def _ppo_seconds(config: PipelineConfig, cast: Cast, split: Split, device: Device) -> dict[str, float]:
     ppo, policy = config.ppo, cast.learners[0]
     rows, length = rollout_rows(config, split), longest(ppo)
-    tokens, frozen = rows * length, config.trunk.frozen_layers
+    tokens, frozen = rows * length, replayed(config, split)
     a = policy.architecture
     prompts = forward_operations(a, tokens - rows * ppo.max_new_tokens, length) + output_operations(a, rows)
     roles = (*cast.learners, *cast.frozen)
     scoring = sum(forward_operations(r.architecture, tokens, length, r.architecture.layers - frozen) for r in roles)
     scoring += forward_operations(a, tokens, length, frozen)  # the trunk is computed once for all of them
     logits = output_operations(a, rows * ppo.max_new_tokens)
-    learning = sum(_learning_operations(config, "ppo", role, tokens) for role in cast.learners)
+    learning = sum(_learning_operations(config, "ppo", role, tokens, frozen) for role in cast.learners)
     learning += logits * (4 if policy.whole else 3)
     return {
         "prompts": device.arithmetic(prompts, config.model.compute),
-        "decoding": decoding_seconds(a, policy, config, rows, device),
+        "decoding": decoding_seconds(policy, config, split, device),
         "scoring": device.arithmetic(scoring + 2 * logits, config.model.compute),
         "training": device.arithmetic(ppo.ppo_epochs * learning, config.model.compute),
     }
 
 
-def decoding_seconds(a: Architecture, policy: Role, config: PipelineConfig, rows: int, device: Device) -> float:
-    """Seconds for max_new_tokens tokens of `rows` sequences: per token the longer of reading and computing.
+def decoding_seconds(policy: Role, config: PipelineConfig, split: Split, device: Device) -> float:
+    """Seconds for max_new_tokens tokens of a rank's sequences: per token the longer of reading and computing.
 
     All weights and the cache of every sequence, at its mean length, are read once per token.
     """
-    ppo, p = config.ppo, precision_of(policy, config.model)
-    weights = (a.matrix_parameters + a.vocabulary * a.hidden) * bytes_read(policy, p)
+    ppo, a, p, rows = config.ppo, policy.architecture, precision_of(policy, config.model), rollout_rows(config, split)
+    weights = (a.matrix_parameters + a.vocabulary * a.hidden) * bytes_read(policy, p, split)
     mean = longest(ppo) - ppo.max_new_tokens / 2
     kept = rows * mean * a.layers * cache_per_token(a, p)
     operations = forward_operations(a, rows, round(mean)) + output_operations(a, rows)
@@ -104,12 +110,12 @@ def decoding_seconds(a: Architecture, policy: Role, config: PipelineConfig, rows
     return ppo.max_new_tokens * token
 
 
-def bytes_read(policy: Role, p: Precision) -> float:
+def bytes_read(policy: Role, p: Precision, split: Split) -> float:
     """Bytes that move per weight and decoded token.
 
-    Autocast keeps its copies of weights that learn; of float32 weights that do not it makes one for every token,
-    reading four bytes, writing two and reading these.
+    Autocast keeps its copies of weights that learn, but under ZeRO-3; of other float32 weights it makes one for every
+    token, reading four bytes, writing two and reading these.
     """
     if not p.casts:
         return p.stored
-    return p.compute if policy.whole else p.stored + 2 * p.compute
+    return p.compute if policy.whole and split.zero < 3 else p.stored + 2 * p.compute

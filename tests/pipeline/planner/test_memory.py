@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import PipelineConfig
 from pipeline.config_loading import load_config
 from pipeline.planner.fitting import Setting, largest_microbatch, remedy
 from pipeline.planner.memory import StageMemory, stage_memory
@@ -35,7 +34,7 @@ def _here(workplace):
 
 def plan(stage: str, *overrides: str, split: Split = ALONE) -> StageMemory:
     config = load_config("config.yaml", overrides)
-    return stage_memory(config, stage, cast_of(config, stage), split)
+    return stage_memory(config, stage, cast_of(config, stage, split.shares_bases), split)
 
 
 def roles(memory: StageMemory) -> dict[str, tuple[float, float, float]]:
@@ -66,6 +65,13 @@ def test_four_roles_of_adapters_stand_on_one_base():
     }
 
 
+def test_under_stage_three_every_role_has_the_whole_base():
+    tunings = [f"{stage}.tuning={LORA}" for stage in ("sft", "reward_model", "ppo")]
+    found = roles(plan("ppo", *tunings, split=Split(2, 3)))
+    assert list(found) == ["policy", "value model", "reference", "reward model"]
+    assert found["reference"] == ((5408 + 4 * 112) / 2, 0, 0)
+
+
 def test_adapters_after_full_fine_tuning_share_what_each_stage_left():
     found = roles(plan("ppo", f"ppo.tuning={LORA}"))
     assert found["base of policy, reference"] == (5408, 0, 0)
@@ -84,6 +90,29 @@ def test_the_activations_of_ppo_by_hand():
     assert learns["copies of weights"] == 0
 
 
+def test_a_peak_by_hand_is_what_stays_with_gradients_and_the_worst_phase():
+    """16 bytes per number; saved states, a layer at work, and a tile of 8 x 10 logits with the gradients around it."""
+    memory = plan("sft")
+    working = TOKENS * (3 * 16 * 4 + 8 * (2 * 4 + 4) + 8 * 4)
+    logits = TOKENS * 10 * (4 + 2 * 4) + 4 * 8 * (TOKENS + 10)
+    assert memory.peak == 16 * POLICY + TOKENS * (2 * SAVED + 3 * 4 * 8) + working + logits
+    assert memory.worst.name == "policy learns"
+
+
+def test_four_bits_are_for_the_matrices_of_a_base_alone():
+    overrides = ["model.quantization=4bit", *(f"{stage}.tuning={LORA}" for stage in ("sft", "reward_model", "ppo"))]
+    base = plan("ppo", *overrides).rows[0].share.weights
+    matrices = 2 * (LAYER - 16)
+    assert base == pytest.approx(matrices * 4.127 / 8 + 4 * (POLICY - matrices))
+
+
+def test_the_states_of_a_frozen_trunk_are_kept_for_a_rollout_unless_roles_share_no_layers():
+    lora = [f"{stage}.tuning={LORA}" for stage in ("sft", "reward_model", "ppo")]
+    shared, apart = (plan("ppo", *lora, "trunk.frozen_layers=1", split=Split(2, zero)) for zero in (2, 3))
+    kept = [{p.name: p.parts.get("frozen trunk's states") for p in x.phases}["policy learns"] for x in (shared, apart)]
+    assert kept == [2 * 8 * 8 * 4, None]
+
+
 def test_recomputing_keeps_what_enters_each_layer():
     learns = {p.name: p.parts for p in plan("ppo", "ppo.gradient_checkpointing=true").phases}["policy learns"]
     assert learns["activations"] == TOKENS * (2 * 4 * 8 + SAVED + 3 * 4 * 8)
@@ -99,6 +128,12 @@ def test_the_cache_of_a_rollout_by_hand():
 def test_products_in_bfloat16_copy_the_weights_that_learn():
     learns = {phase.name: phase.parts for phase in plan("sft", "model.compute=bfloat16").phases}["policy learns"]
     assert learns["copies of weights"] == 2 * 2 * (LAYER - 16)
+
+
+def test_under_stage_three_autocast_copies_a_matrix_at_a_time():
+    memory = plan("ppo", "model.compute=bfloat16", split=Split(2, 3))
+    found = {phase.name: phase.parts.get("copies of weights") for phase in memory.phases}
+    assert found["policy learns"] == found["rollout, prompts"] == 2 * 8 * 16
 
 
 def test_bfloat16_halves_a_frozen_base_and_nothing_that_learns():
@@ -123,23 +158,22 @@ def test_all_ranks_together_hold_the_weights_once_under_stage_three(stage):
     assert 4 * sum(r.share.weights for r in parted.rows) == sum(r.share.weights for r in alone.rows)
 
 
-def setting(*overrides: str, split: Split = ALONE) -> tuple[Setting, PipelineConfig]:
-    config = load_config("config.yaml", overrides)
-    return Setting(config, split), config
+def setting(*overrides: str, split: Split = ALONE) -> Setting:
+    return Setting(load_config("config.yaml", overrides), split)
 
 
 def test_the_largest_microbatch_is_the_last_that_fits():
     sizes = ["ppo.rollout_batch_size=32", "ppo.minibatch_size=32"]
-    found, config = setting(*sizes)
+    found = setting(*sizes)
     memory = plan("ppo", *sizes, "ppo.microbatch_size=8").peak
-    assert largest_microbatch(found, "ppo", cast_of(config, "ppo"), memory) == 8
-    assert largest_microbatch(found, "ppo", cast_of(config, "ppo"), memory - 1) == 4
-    assert largest_microbatch(found, "ppo", cast_of(config, "ppo"), 1000) == 0
+    assert largest_microbatch(found, "ppo", memory) == 8
+    assert largest_microbatch(found, "ppo", memory - 1) == 4
+    assert largest_microbatch(found, "ppo", 1000) == 0
 
 
 def test_the_first_knob_is_one_that_is_enough_alone():
     wide = ["ppo.rollout_batch_size=32", "ppo.minibatch_size=32", "ppo.microbatch_size=32"]
-    found, _ = setting(*wide)
+    found = setting(*wide)
     enough = plan("ppo", *wide, "ppo.gradient_checkpointing=true").peak
     assert remedy(found, "ppo", enough) == ["ppo.gradient_checkpointing=true"]
     assert remedy(found, "ppo", enough - 1) == ["ppo.microbatch_size=16"]
@@ -147,7 +181,7 @@ def test_the_first_knob_is_one_that_is_enough_alone():
 
 def test_several_knobs_are_named_where_one_is_not_enough():
     sizes = ["ppo.rollout_batch_size=64", "ppo.minibatch_size=4"]
-    found, _ = setting(*sizes, split=Split(4, 0))
+    found = setting(*sizes, split=Split(4, 0))
     enough = plan("ppo", *sizes[1:], "ppo.rollout_batch_size=32", split=Split(4, 3)).peak
     assert remedy(found, "ppo", enough) == ["ppo.rollout_batch_size=32", "deepspeed.zero_stage=3"]
     assert remedy(found, "ppo", 100) is None

@@ -53,6 +53,20 @@ def test_the_config_decides_what_is_not_asked_for():
     assert "(2 ranks, ZeRO-1, optimizer" in rlhf("plan", "config.yaml", section, "--ranks", "2", "--zero", "1").stdout
 
 
+def test_a_hostfile_and_a_json_of_deepspeeds_are_read():
+    Path("hosts").write_text("one slots=4\ntwo slots=4\n")
+    Path("zero.json").write_text('{"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}')
+    done = rlhf("plan", "config.yaml", "launch.hostfile=hosts", "deepspeed.file=zero.json")
+    assert "(8 ranks, ZeRO-3, parameters offloaded)" in done.stdout, done.stderr
+
+
+def test_a_mistake_in_that_json_is_told():
+    Path("zero.json").write_text('{"zero_optimization": {"stag": 3}}')
+    done = rlhf("plan", "config.yaml", "deepspeed.file=zero.json")
+    assert done.returncode == 2
+    assert done.stderr.startswith("[DS01] zero.json:1")
+
+
 def test_a_disabled_stage_is_left_out():
     done = rlhf("plan", "config.yaml", "ppo.enabled=false", "reward_model.enabled=false")
     assert done.stdout.splitlines()[-1] == "sft: fits, 2.52 of 80 GB"
@@ -63,6 +77,20 @@ def test_a_model_that_is_not_here_is_told_and_ends_with_the_users_exit_code():
     done = rlhf("plan", "config.yaml", "model.path=nobody/nothing")
     assert done.returncode == 2
     assert done.stderr.startswith("[PLAN01] the sizes of the model 'nobody/nothing' are not known")
+
+
+def test_a_path_that_does_not_exist_is_told_with_the_nearest_that_does():
+    done = rlhf("plan", "config.yaml", "model.path=./bse")
+    assert done.stderr == "[PATH01] model.path: no file or folder './bse'; fix: did you mean base?\n"
+
+
+def test_a_model_that_a_script_will_make_is_told_with_the_command_that_makes_it():
+    prepare = "prepare={script: make.py, arguments: [--out, here], creates: [later]}"
+    done = rlhf("plan", "config.yaml", prepare, "model.path=./later")
+    assert done.stderr == (
+        "[PLAN01] the sizes of the model './later' are not known before make.py has made it; "
+        "fix: python make.py --out here\n"
+    )
 
 
 def test_more_frozen_layers_than_the_model_has_are_told():

@@ -27,7 +27,7 @@ def _here(workplace):
 
 def work(stage: str, *overrides: str, split: Split = ALONE, device: Device = UNIT) -> StageWork:
     config = load_config("config.yaml", overrides)
-    return stage_work(config, stage, cast_of(config, stage), split, device)
+    return stage_work(config, stage, cast_of(config, stage, split.shares_bases), split, device)
 
 
 def forward(tokens: int, length: int) -> int:
@@ -87,10 +87,10 @@ def test_a_supervised_step_sends_what_the_paper_says():
 
 
 def test_ppo_sends_for_every_minibatch_and_gathers_for_every_pass():
-    """8 optimizer steps; per rank one completion each, and two in scoring: by four roles of whole weights."""
+    """8 optimizer steps; per rank one completion each, and two in scoring by four whole roles; 4 tokens are drawn."""
     both = 4 * (POLICY + VALUE)
     assert work("ppo", split=Split(2, 0)).sent == 8 * 2 * both / 2
-    assert work("ppo", split=Split(2, 3)).sent == (8 * 3 * both + 2 * 2 * both + 4 * POLICY) / 2
+    assert work("ppo", split=Split(2, 3)).sent == (8 * 3 * both + 2 * 2 * both + 4 * 4 * POLICY) / 2
 
 
 def test_adapters_send_almost_nothing_until_their_base_is_partitioned():
