@@ -20,12 +20,13 @@ from pipeline.config import STAGES, PipelineConfig
 from pipeline.config_loading import config_schema, read_config
 from pipeline.locks import stage_lock
 from pipeline.model_files import require_safe_folders
+from pipeline.node_check import check_nodes
 from pipeline.policies import final_of, named_adapters
 from pipeline.problems import exit_code, raise_together
 from pipeline.rundir import STEPS, RunDir
 from pipeline.runner import Selection, conclude, run_chain
 from pipeline.starting import start_lines
-from pipeline.storage import full_error, is_full
+from pipeline.storage import bytes_needed, full_error, is_full
 from stages.base import InputError
 from stages.redaction import redactor
 from stages.world import World
@@ -111,10 +112,15 @@ def stage(
 
 
 @app.command()
-def check(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Look through config, data, models, reward functions and environment; print the batch plan. Loads no model."""
-    loaded = _valid(config, overrides)
+def check(config: ConfigFile, overrides: Overrides = None, nodes: Nodes = None) -> None:
+    """Look through config, data, models, reward functions and environment; print the batch plan. Loads no model.
+
+    With --nodes also through every host: ssh, Python, packages, code, clock, shared folder, disk, network.
+    """
+    loaded = _valid(config, [*(overrides or ()), *_hosts(nodes)])
     found = preflight.check(loaded)
+    if nodes:
+        check_nodes(loaded, bytes_needed(loaded, RunDir.at(loaded)), found)
     for part, fine in found.fine.items():
         for what in fine:
             _say(f"[{part}] {what}")

@@ -71,9 +71,10 @@ class Job:
         """Begin to wait for the ranks, and start those lines that are for here."""
         self._deadline = time.monotonic() + self.file.join_timeout_s
         self._launchers += [start_launcher(line, environment) for line in lines]
-        readers = [threading.Thread(target=self._read_launcher, args=(one,), daemon=True) for one in self._launchers]
-        for thread in (*readers, threading.Thread(target=self._accept, daemon=True)):
-            thread.start()
+        for launcher in self._launchers:
+            for follow in (self._read_launcher, self._wait_for_launcher):
+                threading.Thread(target=follow, args=(launcher,), daemon=True).start()
+        threading.Thread(target=self._accept, daemon=True).start()
 
     def send_signal(self, number: int) -> None:
         """Pass a polite signal on to every rank; may be called in a signal handler."""
@@ -232,7 +233,9 @@ class Job:
     def _read_launcher(self, launcher: subprocess.Popen) -> None:
         for text in redacted(launcher.stdout, redactor()):
             self._events.put(partial(self.log.write, _LAUNCHER, text, False))
-        launcher.wait()
+
+    def _wait_for_launcher(self, launcher: subprocess.Popen) -> None:
+        launcher.wait()  # what it has started may go on, and hold its output open
         self._events.put(partial(self._launcher_ended, launcher))
 
 

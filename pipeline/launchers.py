@@ -6,6 +6,7 @@ shells as they are, and command lines are no place for an environment.
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,13 @@ from pathlib import Path
 
 from pipeline.hostfile import Host, read_hostfile
 from pipeline.launch_config import LaunchConfig
+from pipeline.ssh import OPTIONS
 from stages.base import InputError
 
 RANK_PROGRAM = str(Path(__file__).resolve().with_name("rank.py"))
 DEFAULT_PORT = 29500
-SSH_OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=5", "ServerAliveCountMax=3")
-"""Without the last two, ssh waits for a lost host for ever."""
+_PROGRAMS = {"pdsh": "pdsh", "openmpi": "ompi_info", "mpich": "mpirun", "impi": "mpirun", "slurm": "srun"}
+"""What DeepSpeed looks for."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,15 @@ def lines_for(launch: LaunchConfig, world: World, job_file: Path, hostfile: Path
     return [_deepspeed(launch, world, program[1:], hostfile)]
 
 
+def missing_program(launch: LaunchConfig) -> InputError | None:
+    """DEP02: what a launcher calls is not installed on this host."""
+    name = {"deepspeed": _PROGRAMS[launch.backend], "slurm": "sbatch"}.get(launch.starter)
+    if name is None or shutil.which(name):
+        return None
+    where = f"launch.backend: {launch.backend}" if launch.starter == "deepspeed" else "launch.launcher: slurm"
+    return InputError("DEP02", f"{where} needs the program {name}, which is not installed", fix=f"install {name}")
+
+
 def _torchrun(launch: LaunchConfig, world: World, node: int, program: Sequence[str]) -> Line:
     first, host = world.hosts[0], world.hosts[node]
     options = (
@@ -138,7 +149,7 @@ def _backend_variables(launch: LaunchConfig) -> dict[str, str]:
     """DS_ENV_FILE: no file of the user's, whose lines DeepSpeed would put on command lines."""
     variables = {"DS_ENV_FILE": os.devnull}
     if launch.backend == "pdsh":
-        variables["PDSH_SSH_ARGS_APPEND"] = " ".join(f"-o {option}" for option in SSH_OPTIONS)
+        variables["PDSH_SSH_ARGS_APPEND"] = " ".join(f"-o {option}" for option in OPTIONS)
     return variables
 
 

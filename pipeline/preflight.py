@@ -12,7 +12,7 @@ from pipeline.data_checks import check_data, check_sizes, counts, data_files, re
 from pipeline.deepspeed_file import deepspeed_errors
 from pipeline.environment import environment_errors, versions_line, wandb_errors, wandb_note
 from pipeline.findings import Findings
-from pipeline.launchers import world_of
+from pipeline.launchers import missing_program, world_of
 from pipeline.model_checks import check_models, length_errors, method_errors, parent_errors
 from pipeline.problems import InputErrors, missing_path
 from pipeline.reward_checks import check_rewards
@@ -71,7 +71,11 @@ def check_hosts(config: PipelineConfig, found: Findings) -> int:
     except InputError as error:
         found.errors += error.errors if isinstance(error, InputErrors) else [error]
         return 1
-    found.passed("launch", f"{config.launch.starter}: {world}")
+    absent = missing_program(config.launch)
+    if absent:
+        found.errors.append(absent)
+    else:
+        found.passed("launch", f"{config.launch.starter}: {world}")
     return world.size
 
 

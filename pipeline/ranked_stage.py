@@ -1,7 +1,7 @@
 """Runs a stage's command on all ranks of a job, as `run_logged` does in one process. Imports no torch."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Listener
@@ -15,9 +15,10 @@ from pipeline.job_log import JobLog
 from pipeline.launch_config import LaunchConfig
 from pipeline.launchers import Line, World, hostfile_text, lines_for, world_of
 from pipeline.network import address_of, address_towards, is_here
-from pipeline.problems import EXIT_HANG
+from pipeline.problems import EXIT_HANG, raise_together
 from pipeline.ranks import EXPECTED
 from pipeline.signals import Relay
+from pipeline.ssh import unreachable, without
 from pipeline.watchdog import Watch
 from pipeline.worker_environment import launcher_environment, passed_variables
 from stages.base import InputError
@@ -44,23 +45,30 @@ class RankedStage:
         return lines_for(self.launch, self.world, folder / f"{self.name}.json", folder / "hostfile")
 
 
-def ranked_stage(config: PipelineConfig, run: Path, step: str, command: Sequence[str]) -> RankedStage | None:
+def ranked_stage(
+    config: PipelineConfig, run: Path, step: str, command: Sequence[str], gone: Iterable[str] = ()
+) -> RankedStage | None:
     """A step that runs on several ranks or through a launcher; None for one that is a process of its own here.
+
+    Hosts in `gone` are left out.
 
     Raises:
         InputError: NODE01, NODE02 as in pipeline.launchers.
     """
     if config.launch.alone or step in ALONE:
         return None
-    return RankedStage(step, command, run, config.launch, world_of(config.launch))
+    world = world_of(config.launch)
+    return RankedStage(step, command, run, config.launch, World(without(world.hosts, gone)))
 
 
 def run_ranks(stage: RankedStage, log: BinaryIO, relay: Relay, watch: Watch, tell: Callable[[str], None]) -> int:
     """Run a stage on all its ranks; the exit code of the first that failed, else of rank 0.
 
     Raises:
-        InputError: NODE03 a host that no way leads to, NODE04 a path that cannot be passed.
+        InputError: NODE03 a host that cannot be reached, NODE04 a path that cannot be passed.
     """
+    if uses_ssh(stage.launch):
+        raise_together([*unreachable(stage.world.hosts).values()])
     lines, address = stage.lines(), meeting_address(stage.launch, stage.world)
     with private_folder(stage.run) as folder, Listener((address, 0), "AF_INET", backlog=stage.world.size) as listener:
         job_file = _job_file(stage, listener.address)
@@ -77,6 +85,11 @@ def run_ranks(stage: RankedStage, log: BinaryIO, relay: Relay, watch: Watch, tel
         for told in hung:
             job.log.tell(told)
         return EXIT_HANG if hung else code
+
+
+def uses_ssh(launch: LaunchConfig) -> bool:
+    """Whether the launcher reaches the hosts by ssh."""
+    return launch.starter == "deepspeed" and launch.backend != "slurm"
 
 
 def meeting_address(launch: LaunchConfig, world: World) -> str:

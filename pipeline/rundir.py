@@ -22,7 +22,7 @@ from stages.redaction import redactor
 
 STEPS = (*STAGES, "evaluation")
 LOG = "log.txt"
-_VERSIONED = ("rlhf-pipeline", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed")
+VERSIONED = ("rlhf-pipeline", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed")
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
     found = {"python": platform.python_version()}
-    for name in _VERSIONED:
+    for name in VERSIONED:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pipeline.lineage import enabled_steps, inputs_of
 from pipeline.locks import chain_lock
 from pipeline.problems import EXIT_HANG, EXIT_INPUT, raise_together
 from pipeline.ranked_stage import ranked_stage, run_ranks
+from pipeline.restarts import with_restarts
 from pipeline.results import write_results
 from pipeline.rundir import RunDir
 from pipeline.signals import Relay
@@ -99,8 +100,9 @@ def run_chain(config: PipelineConfig, selection: Selection, command: Sequence[st
             _say(console, leave_for_slurm(config, run, selection.options()))
             return 0
         _refuse_drift(run, config, steps, selection)
+        walk = _Walk(run, config, selection, console, relay)
         for step in steps:
-            code = _run_step(run, config, step, selection, console, relay)
+            code = with_restarts(walk.config, step, partial(_run_step, walk, step), walk.say, relay)
             if code:
                 return code
         conclude(run, console)
@@ -129,9 +131,24 @@ def _refuse_drift(run: RunDir, config: PipelineConfig, steps: Sequence[str], sel
                 raise
 
 
-def _run_step(
-    run: RunDir, config: PipelineConfig, step: str, selection: Selection, console: Console, relay: Relay
-) -> int:
+@dataclass(frozen=True)
+class _Walk:
+    """What every step of a chain is run with."""
+
+    run: RunDir
+    config: PipelineConfig
+    selection: Selection
+    console: Console
+    relay: Relay
+
+    def say(self, text: str) -> None:
+        _say(self.console, text)
+
+
+def _run_step(walk: _Walk, step: str, again: bool, gone: Sequence[str]) -> int:
+    """Run a step, without the hosts that are `gone`; `again` after an attempt of this walk that failed."""
+    run, config, console, relay = walk.run, walk.config, walk.console, walk.relay
+    selection = replace(walk.selection, force=()) if again else walk.selection
     folder = run.stage(step)
     verdict = _verdict(run, config, step, selection)
     if verdict.decision == "skip":
@@ -144,12 +161,12 @@ def _run_step(
     folder.path.mkdir(parents=True, exist_ok=True)
     resumes = verdict.decision == "resume"
     command = [*stage_command(step, run.path), *(part for name in selection.allow for part in ("--allow", name))]
-    ranked = ranked_stage(config, run.path, step, command)
+    ranked = ranked_stage(config, run.path, step, command, gone)
     _say(console, f"[{step}] {'resumes' if resumes else 'starts'}: {shown(ranked, command)}")
     watch = Watch(step, folder.path, config.run.hang_timeout_s)
     if ranked:
         with folder.log.open("ab" if resumes else "wb") as log:
-            code = run_ranks(ranked, log, relay, watch, partial(_say, console))
+            code = run_ranks(ranked, log, relay, watch, walk.say)
     else:
         code = run_logged(command, folder.log, resumes, relay, watch)
     if code == EXIT_HANG and folder.finished:  # only its process did not end
