@@ -14,7 +14,6 @@ from stages.world import World
 
 EXPECTED = "RLHF_RANKS"
 """Environment variable with the number of ranks that were started."""
-_NEVER = 7 * 24 * 3600.0
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
 
 
@@ -29,13 +28,13 @@ class Ranks:
     world: World
 
     @classmethod
-    def from_environment(cls) -> "Ranks":
-        """The ranks as the launcher says.
+    def from_environment(cls, timeout_s: float | None) -> "Ranks":
+        """The ranks as the launcher says; they wait `timeout_s` for one another, None = always.
 
         Raises:
             InputError: LAUNCH01 fewer or more processes came than were started.
         """
-        world = World.from_environment()
+        world = World.from_environment(timeout_s)
         expected = int(os.environ.get(EXPECTED, world.size))
         if expected != world.size:
             raise InputError(
@@ -45,10 +44,10 @@ class Ranks:
             )
         return cls(world)
 
-    def join(self, timeout_s: float | None, stop: StopRequest) -> None:
+    def join(self, stop: StopRequest) -> None:
         """Connect the ranks; from here on a polite signal to one of them stops all, in the same step."""
         if not self.world.alone:
-            self.world.join(timeout_s or _NEVER)
+            self.world.join()
             stop.everywhere = self.world.largest
 
     def quieten(self) -> None:

@@ -51,6 +51,7 @@ def _run_ppo(config: PipelineConfig, inputs: StageInputs, context: StageContext)
         reward_model=inputs.parents.get("reward_model"),
         context=context,
         trunk=config.trunk,
+        deepspeed=config.deepspeed,
     )
 
 

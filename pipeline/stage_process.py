@@ -39,14 +39,14 @@ def run_stage(run: RunDir, stage: str, force: bool = False, allow: Collection[st
         InputError: parents or data do not fit; CKPT04 and CKPT05 as in pipeline.drift.
     """
     end_with_parent()
-    stop, pulse, ranks = StopRequest(), Pulse(), Ranks.from_environment()
+    stop, pulse, config = StopRequest(), Pulse(), run.config()
+    ranks, fail = Ranks.from_environment(config.run.hang_timeout_s), partial(fail_from_outside, run.stage(stage))
     ranks.quieten()
     with listening(stop):
-        config, fail = run.config(), partial(fail_from_outside, run.stage(stage))
         job = _Job(run, config, stage, force, allow, stop, pulse, ranks)
         with watched(stage, pulse, job.folder.path, config.run.hang_timeout_s, fail):
             _name_accelerator()
-            ranks.join(config.run.hang_timeout_s, stop)
+            ranks.join(stop)
             return _lead(job) if ranks.world.main else _follow(job)
 
 

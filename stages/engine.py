@@ -1,10 +1,14 @@
 """The few verbs through which PPO drives a model it trains. Plain torch here: one process, any device."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from stages.world import ALONE, World
 
 
 class Engine(Protocol):
@@ -12,8 +16,8 @@ class Engine(Protocol):
 
     module: nn.Module
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of one microbatch's share of the loss."""
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Add the gradient of one microbatch's share of the loss; `last`: the optimizer step has no further one."""
 
     def clip(self) -> float:
         """Scale the gradients down to the largest norm allowed; the norm before, NaN or infinite if one of them is."""
@@ -27,9 +31,35 @@ class Engine(Protocol):
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
 
-    def state_dict(self) -> dict: ...
+    def whole(self) -> AbstractContextManager:
+        """Inside, every rank sees all weights of the module, which may be spread over the ranks otherwise."""
+
+    def state_dict(self) -> dict:
+        """All that training changes, whole and equal on every rank, however it is spread meanwhile."""
 
     def load_state_dict(self, state: dict) -> None: ...
+
+
+class Engines(Protocol):
+    """Makes the engines of one stage."""
+
+    world: World
+
+    @property
+    def splits_weights(self) -> bool:
+        """Whether models exist in parts alone, so that roles cannot share the tensors of one base."""
+
+    def trained(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        max_grad_norm: float,
+    ) -> "TorchEngine":
+        """An engine for a model and its own optimizer over its trainable parameters."""
+
+    def frozen(self, module: nn.Module) -> nn.Module:
+        """The module as it is used when nothing trains it."""
 
 
 def linear_to_zero(total: int, warmup: int) -> Callable[[int], float]:
@@ -64,7 +94,7 @@ class TorchEngine:
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, last: bool = True) -> None:
         loss.backward()
 
     def clip(self) -> float:
@@ -81,25 +111,61 @@ class TorchEngine:
     def learning_rate(self) -> float:
         return self._optimizer.param_groups[0]["lr"]
 
+    def whole(self) -> AbstractContextManager:
+        return nullcontext()
+
     def state_dict(self) -> dict:
         """Trained weights, Adam moments and schedule."""
-        names = {n for n, p in self.module.named_parameters() if p.requires_grad}
         return {
-            "weights": {n: p.detach() for n, p in self.module.named_parameters() if n in names},
-            "optimizer": {str(index): moment for index, moment in self._optimizer.state_dict()["state"].items()},
+            "weights": {name: p.detach() for name, p in self.trained()},
+            "optimizer": self._moments(),
             "scheduler": {"last_epoch": self._scheduler.last_epoch},
         }
 
     def load_state_dict(self, state: dict) -> None:
-        parameters = dict(self.module.named_parameters())
-        with torch.no_grad():
-            for name, weight in state["weights"].items():
-                parameters[name].copy_(weight)
-        current = self._optimizer.state_dict()
-        moments = {int(index): moment for index, moment in state["optimizer"].items()}
-        self._optimizer.load_state_dict({"state": moments, "param_groups": current["param_groups"]})
+        self._load_weights(state["weights"])
+        self._load_moments(state["optimizer"])
         self._scheduler.last_epoch = state["scheduler"]["last_epoch"]
         for group, base_lr, factor in zip(
             self._optimizer.param_groups, self._scheduler.base_lrs, self._scheduler.lr_lambdas, strict=True
         ):
             group["lr"] = base_lr * factor(self._scheduler.last_epoch)
+
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that an optimizer changes, by name, in its order."""
+        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+
+    def _moments(self) -> dict:
+        """Adam's state of each parameter by its number."""
+        return {str(index): moment for index, moment in self._optimizer.state_dict()["state"].items()}
+
+    def _load_weights(self, weights: dict[str, Tensor]) -> None:
+        parameters = dict(self.module.named_parameters())
+        with torch.no_grad():
+            for name, weight in weights.items():
+                parameters[name].copy_(weight)
+
+    def _load_moments(self, found: dict) -> None:
+        moments = {int(index): moment for index, moment in found.items()}
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+@dataclass(frozen=True)
+class TorchEngines:
+    """One process with plain torch."""
+
+    world: World = ALONE
+    splits_weights: bool = False
+
+    def trained(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        max_grad_norm: float,
+    ) -> TorchEngine:
+        return TorchEngine(module, optimizer, schedule, max_grad_norm)
+
+    def frozen(self, module: nn.Module) -> nn.Module:
+        return module

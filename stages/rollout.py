@@ -100,9 +100,9 @@ class InverseCDF(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
-def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids [B, P] and mask [B, P] of prompts aligned at their last token."""
-    width = max(len(p) for p in prompts)
+def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, width: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids [B, P] and mask [B, P] of prompts aligned at their last token; P is that of the longest, or `width`."""
+    width = max(width, *(len(p) for p in prompts))
     ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts])
     return ids, mask
@@ -120,23 +120,32 @@ class Sampler:
         temperature: float,
         seed: int,
         compute: str = "float32",
+        in_step: bool = False,
     ):
+        """With `in_step`, every rank makes as many forward passes as the one with the longest completion."""
         self.stop_ids = tuple(stop_ids)
         self.pad_id = pad_id
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.seed = seed
         self.compute = compute
+        self.in_step = in_step
 
     @torch.no_grad()
-    def __call__(self, lm: nn.Module, prompts: Sequence[Sequence[int]], episodes: Sequence[int]) -> Rollout:
-        """Complete each prompt (token ids); `episodes` are the global indices that number the random draws."""
-        ids, prompt_mask = left_pad(prompts, self.pad_id)
+    def __call__(
+        self, lm: nn.Module, prompts: Sequence[Sequence[int]], episodes: Sequence[int], width: int = 0
+    ) -> Rollout:
+        """Complete each prompt (token ids); `episodes` are the global indices that number the random draws.
+
+        The prompts are padded to `width` columns, or to the longest of them.
+        """
+        ids, prompt_mask = left_pad(prompts, self.pad_id, width)
         device = next(lm.parameters()).device
         ids, prompt_mask = ids.to(device), prompt_mask.to(device)
         draw = InverseCDF(uniforms(self.seed, episodes, self.max_new_tokens).to(device), self.temperature)
         with autocast(self.compute, device), generating_with(lm, self._plain_greedy()):
-            sampled = generate(lm, ids, prompt_mask, logits_processor=LogitsProcessorList([draw]))
+            processors = LogitsProcessorList([draw])
+            sampled = generate(lm, ids, prompt_mask, logits_processor=processors, synced_gpus=self.in_step)
         completions = torch.full((len(prompts), self.max_new_tokens), self.pad_id, device=device)
         completions[:, : sampled.shape[1]] = sampled
         mask = completion_mask(completions, self.stop_ids)

@@ -4,15 +4,16 @@ Rows of a batch are dealt in blocks of neighbours: of B rows, rank r holds r B /
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+_WEEK = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,14 @@ class World:
     size: int = 1
     local_rank: int = 0
     """Number among the processes of this host; chooses the device."""
+    timeout_s: float = _WEEK
+    """A collective that waits longer than this for another rank fails."""
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "World":
+    def from_environment(cls, timeout_s: float | None = None, environment: Mapping[str, str] = os.environ) -> "World":
         """What torchrun, DeepSpeed's launchers and `rlhf run` say in RANK, WORLD_SIZE and LOCAL_RANK."""
-        return cls(*(int(environment.get(name, alone)) for name, alone in _VARIABLES.items()))
+        numbers = (int(environment.get(name, alone)) for name, alone in _VARIABLES.items())
+        return cls(*numbers, timeout_s or _WEEK)
 
     @property
     def main(self) -> bool:
@@ -38,18 +42,18 @@ class World:
     def alone(self) -> bool:
         return self.size == 1
 
-    def join(self, timeout_s: float) -> None:
-        """Connect the ranks; a collective that waits longer than `timeout_s` for another rank fails."""
+    def join(self) -> None:
+        """Connect the ranks."""
         if self.alone:
             return
         import torch
         from torch import distributed
 
-        from stages.deepspeed_start import prepare_deepspeed
+        from stages.deepspeed_start import join_ranks
 
         if torch.cuda.is_available():
             torch.cuda.set_device(self.local_rank)
-        prepare_deepspeed(timedelta(seconds=timeout_s))
+        join_ranks(self.timeout_s)
         assert distributed.get_world_size() == self.size
 
     def share(self, rows: int) -> slice:
@@ -65,16 +69,17 @@ class World:
         import torch
         from torch import distributed
 
-        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(self.size)]
-        distributed.all_gather(parts, own.contiguous())
-        return torch.cat(parts)
+        sent = own.byte() if own.dtype == torch.bool else own.contiguous()  # Gloo has no booleans
+        parts = [torch.empty_like(sent) for _ in range(self.size)]
+        distributed.all_gather(parts, sent)
+        return torch.cat(parts).to(own.dtype)
 
     def sum(self, own: "Tensor") -> "Tensor":
         """Sum over the ranks."""
         return self._reduced(own, "SUM")
 
     def max(self, own: "Tensor") -> "Tensor":
-        """Elementwise largest over the ranks; NaN counts as the largest."""
+        """Elementwise largest over the ranks; a NaN counts as infinity."""
         return self._reduced(own.nan_to_num(nan=float("inf"), posinf=float("inf")), "MAX")
 
     def largest(self, own: int) -> int:
@@ -100,6 +105,21 @@ class World:
         message = [said]
         distributed.broadcast_object_list(message, src=0)
         return message[0]
+
+    @contextmanager
+    def together(self, kind: type[Exception]) -> Iterator[None]:
+        """Inside, an error of this kind on one rank becomes an error on all of them, after which they can go on.
+
+        `kind` is made from its attributes, as a user's error is from code, problem and fix.
+        """
+        found = None
+        try:
+            yield
+        except kind as error:
+            found = error
+        told = [attributes for attributes in self.gather_objects(found and vars(found)) if attributes]
+        if told:
+            raise found or kind(**told[0])
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -155,8 +155,8 @@ def verify_saved(model: PeftModel, folder: Path) -> None:
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """How many parameters are trained, and how many there are; each tensor counted once."""
     tensors = {id(p): p for p in model.parameters()}.values()
-    trained = sum(p.numel() for p in tensors if p.requires_grad)
-    return {"trainable_parameters": trained, "parameters": sum(p.numel() for p in tensors)}
+    trained = sum(_size(p) for p in tensors if p.requires_grad)
+    return {"trainable_parameters": trained, "parameters": sum(_size(p) for p in tensors)}
 
 
 def announce_parameters(stage: str, model: nn.Module) -> dict[str, int]:
@@ -165,3 +165,8 @@ def announce_parameters(stage: str, model: nn.Module) -> dict[str, int]:
     trained, total = counts.values()
     print(f"{stage}: trains {trained:,} of {total:,} parameters ({trained / total:.2%})", flush=True)
     return counts
+
+
+def _size(parameter: nn.Parameter) -> int:
+    """Its elements on all ranks together, also where ZeRO 3 has left a part here."""
+    return getattr(parameter, "ds_numel", parameter.numel())

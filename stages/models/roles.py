@@ -36,11 +36,18 @@ class Roles:
     """Builder of the roles of one process; remembers each frozen base that it has loaded.
 
     No adapter that it makes is in the first `frozen_layers` layers. `on_forward` is called before every forward pass
-    of a model made here.
+    of a model made here. Without `sharing` every role has tensors of its own, which ZeRO 3 needs to split them.
     """
 
-    def __init__(self, model: ModelConfig, frozen_layers: int = 0, on_forward: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        model: ModelConfig,
+        frozen_layers: int = 0,
+        on_forward: Callable[[], None] = lambda: None,
+        sharing: bool = True,
+    ):
         self._model = model
+        self._copy: Callable[[nn.Module], nn.Module] = share if sharing else copy.deepcopy
         self._on_forward = on_forward
         self._frozen_layers = frozen_layers
         self._bases: dict[str, PreTrainedModel] = {}
@@ -63,7 +70,7 @@ class Roles:
             model = self._model
             loaded = load_causal_lm(base, model.dtype, self.trusts(base), model.quantization)
             self._bases[base] = self._followed(loaded).requires_grad_(False)
-        return share(self._bases[base])
+        return self._copy(self._bases[base])
 
     def identity(self, base: str) -> BaseIdentity | None:
         """What an adapter on `base` records of it; None for a quantised base, whose weights are approximations."""
@@ -150,7 +157,7 @@ class Roles:
         Raises InputError RM01 (not one value per text), RM04 (no head), PEFT01, PEFT02.
         """
         if source.adapter is None:
-            return share(self._classifier(source.base))
+            return self._copy(self._classifier(source.base))
         classifier = with_scalar_head(self.frozen_base(source.base), None)
         return load_frozen_adapter(classifier, self._fitting(source))
 
@@ -166,7 +173,7 @@ class Roles:
         if tuning.method == "full":
             whole = load_classifier(source.base, "float32", self.trusts(source.base))
             return self._followed(whole).requires_grad_(True)
-        return self._tuned(share(self._classifier(source.base)), source, tuning, TaskType.SEQ_CLS)
+        return self._tuned(self._copy(self._classifier(source.base)), source, tuning, TaskType.SEQ_CLS)
 
     def _classifier(self, folder: str) -> PreTrainedModel:
         if folder not in self._classifiers:

@@ -13,7 +13,7 @@ from reward.learned import ModelTerm
 from reward.mixture import FunctionTerm, RewardMixture
 from stages.base import InputError
 from stages.data import read_demonstrations, read_prompts
-from stages.engine import SCHEDULES, TorchEngine
+from stages.engine import SCHEDULES, Engines, TorchEngine, TorchEngines
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.heads import PolicyModel, ScoreModel
 from stages.models.load import load_tokenizer, neutral_generation_config, source_of, stop_ids
@@ -46,11 +46,13 @@ class PPOBuilder:
         seed: int,
         trunk: TrunkConfig = NO_FROZEN_LAYERS,
         on_forward: Callable[[], None] = lambda: None,
+        engines: Engines | None = None,
     ):
         self.config, self.model, self.terms, self.seed = config, model, terms, seed
-        self.frozen_layers = trunk.frozen_layers
+        self.engines = engines or TorchEngines()
+        self.frozen_layers = 0 if self.engines.splits_weights else trunk.frozen_layers
         torch.manual_seed(seed)  # new adapters are random
-        self.roles = Roles(model, trunk.frozen_layers, on_forward)
+        self.roles = Roles(model, trunk.frozen_layers, on_forward, sharing=not self.engines.splits_weights)
         self.roles.trust(sft, reward_model)
         self.start = self.roles.adaptable(source_of(sft or model.path), config.tuning)
         self.reward_folder = reward_model
@@ -90,7 +92,7 @@ class PPOBuilder:
                 self.policy(self.policy_lm), config.learning_rate, config.steps - config.critic_warmup_steps
             ),
             value=self.engine(value, config.value_learning_rate or config.learning_rate, config.steps),
-            reference=self.policy(self.reference_lm).requires_grad_(False),
+            reference=self.engines.frozen(self.policy(self.reference_lm).requires_grad_(False)),
             reward=reward,
             score_rule=ScoreRule(
                 config.missing_eos,
@@ -104,6 +106,7 @@ class PPOBuilder:
             decode=self.renderer.decode,
             trunk=self.trunk(self.policy_lm, [m.classifier for m in (value, *scorers)]),
             seed=self.seed,
+            world=self.engines.world,
             ptx=self.ptx(demonstrations) if config.ptx_coef else None,
             ema=EMA(self.policy_lm, config.ema_decay) if config.ema_decay else None,
         )
@@ -119,6 +122,7 @@ class PPOBuilder:
             temperature=self.config.temperature,
             seed=seed,
             compute=self.model.compute,
+            in_step=self.engines.splits_weights,
         )
 
     def engine(self, module: nn.Module, learning_rate: float, steps: int) -> TorchEngine:
@@ -131,17 +135,13 @@ class PPOBuilder:
             weight_decay=config.weight_decay,
             betas=(0.9, 0.999),
         )
-        return TorchEngine(
-            module,
-            optimizer,
-            SCHEDULES[config.lr_schedule](updates, config.warmup_steps),
-            config.max_grad_norm,
-        )
+        schedule = SCHEDULES[config.lr_schedule](updates, config.warmup_steps)
+        return self.engines.trained(module, optimizer, schedule, config.max_grad_norm)
 
     def reward(self) -> tuple[RewardMixture, list[ScoreModel]]:
         """The reward, and the reward models in it that read the policy's own ids."""
         parts = [
-            self._learned(t).as_term(self.tokenizer)
+            self._learned(t).as_term(self.tokenizer, self.engines.frozen)
             if t.model
             else FunctionTerm(t.name, t.weight, resolve(t.function), t.arguments, t.limit)
             for t in self.terms

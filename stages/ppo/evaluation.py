@@ -18,6 +18,7 @@ from stages.ppo.passes import Passes
 from stages.ppo.prompts import PromptBatch
 from stages.reward_model.quality import wilson
 from stages.rollout import Sampler
+from stages.world import ALONE, World
 
 MICROBATCH = 16  # rows per forward pass; rows of similar length share one
 
@@ -90,6 +91,7 @@ class Evaluator:
     decode: Callable[[Tensor, Tensor], list[str]]
     trunk: NoTrunk
     batch_size: int
+    world: World = ALONE
 
     @torch.no_grad()
     def __call__(self, policy: PolicyModel, batch: PromptBatch) -> Completions:
@@ -97,11 +99,7 @@ class Evaluator:
         seed_generators(self.sampler.seed, 0)
         parts = []
         for start in range(0, len(batch.ids), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            columns = {name: values[rows] for name, values in batch.columns.items()}
-            parts.append(
-                self._part(policy, PromptBatch(batch.episodes[rows], batch.ids[rows], batch.texts[rows], columns))
-            )
+            parts.append(self._part(policy, batch.rows(slice(start, start + self.batch_size))))
         texts = Texts(
             [p for part in parts for p in part.texts.prompts],
             [c for part in parts for c in part.texts.completions],
@@ -111,19 +109,28 @@ class Evaluator:
         return Completions(texts, *tensors)
 
     def _part(self, policy: PolicyModel, batch: PromptBatch) -> Completions:
-        r = self.sampler(policy.lm, batch.ids, batch.episodes)
+        rows, width = self._own(batch), max(map(len, batch.ids))
+        r = self.sampler(policy.lm, rows.ids, rows.episodes, width)
         passes = Passes(self.trunk, MICROBATCH)
         ref_logprobs = passes.record(r, lambda p: self.reference(p.ids, p.attention_mask, p.mask, False).logprobs)
         logprobs = passes.replay(r, lambda p: policy(p.ids, p.attention_mask, p.mask, False).logprobs)
-        texts = Texts(batch.texts, self.decode(r.completions, r.mask), batch.columns)
-        scores, _ = self.reward(texts, lambda model: passes.replay(r, lambda p: model.scores(p.ids, p.attention_mask)))
-        return Completions(
-            texts,
-            scores.cpu(),
-            k1(logprobs, ref_logprobs, r.mask).sum(1).cpu(),
-            r.mask.sum(1).float().cpu(),
-            r.stopped.float().cpu(),
+        written = self.decode(r.completions, r.mask)
+        scores, _ = self.reward(
+            Texts(rows.texts, written, rows.columns),
+            lambda model: passes.replay(r, lambda p: model.scores(p.ids, p.attention_mask)),
         )
+        kl = k1(logprobs, ref_logprobs, r.mask).sum(1)
+        completions = [text for part in self.world.gather_objects(written) for text in part]
+        tensors = (scores, kl, r.mask.sum(1).float(), r.stopped.float())
+        count = len(batch.ids)
+        whole = (self.world.gather(t)[:count].cpu() for t in tensors)
+        return Completions(Texts(batch.texts, completions[:count], batch.columns), *whole)
+
+    def _own(self, batch: PromptBatch) -> PromptBatch:
+        """The rows of this rank; the last row is repeated until all ranks have as many."""
+        missing = -len(batch.ids) % self.world.size
+        rows = [*range(len(batch.ids)), *[len(batch.ids) - 1] * missing]
+        return batch.chosen(rows[self.world.share(len(rows))])
 
 
 def win_rate(ours: Completions, theirs: Completions) -> dict[str, float]:

@@ -25,4 +25,6 @@ def dump_batch(folder: Path, trainer: PPOTrainer, batch: PromptBatch, error: Exc
     prompts = dict(zip(batch.episodes, batch.texts, strict=True))
     texts = zip(tensors["episodes"].tolist(), trainer.decode(completions, tensors["mask"]), strict=True)
     rows = [{"episode": e, "prompt": prompts[e], "completion": text} for e, text in texts]
-    return dump(folder, name, tensors, rows)
+    if trainer.world.main:
+        dump(folder, name, tensors, rows)
+    return folder

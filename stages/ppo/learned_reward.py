@@ -1,5 +1,6 @@
 """Reward models as PPO uses them: loaded, probed, centred, and read in the policy's ids or in their own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,10 +61,15 @@ class LearnedReward:
         std = self.statistics.std if self.term.standardise else 1.0
         return ScoreModel(classifier, self.statistics.mean, std, self.compute).eval()
 
-    def as_term(self, tokenizer: PreTrainedTokenizerBase) -> ModelTerm | RereadModelTerm:
-        """The term for a policy with this tokenizer; said once when texts have to be decoded and encoded again."""
+    def as_term(
+        self, tokenizer: PreTrainedTokenizerBase, spread: Callable[[nn.Module], nn.Module] = lambda module: module
+    ) -> ModelTerm | RereadModelTerm:
+        """The term for a policy with this tokenizer; said once when texts have to be decoded and encoded again.
+
+        `spread` may split the weights of a model that reads the policy's ids, in step with all ranks.
+        """
         if self.reads(tokenizer):
-            return ModelTerm(self.term.name, self.term.weight, self.scorer)
+            return ModelTerm(self.term.name, self.term.weight, spread(self.scorer))
         print(
             f"reward model {self.final} has a tokenizer or template of its own: "
             "completions are decoded and rendered again for it",

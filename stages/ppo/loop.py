@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -109,7 +110,8 @@ class PPOLoop:
         """Save the state after the last iteration, once."""
         if self._saved < self.trainer.finished:
             self.context.pulse.enter("saving")
-            self.context.checkpoints.save(self.trainer.finished, self.save)
+            state = self.trainer.state_dict()  # by all ranks together
+            self.context.checkpoints.save(self.trainer.finished, partial(self.save, state))
             self._saved = self.trainer.finished
 
     def _stop_if_asked(self) -> None:
@@ -175,8 +177,7 @@ class PPOLoop:
             budget = self.trainer.config.kl_budget
             if self.trainer.finished and score > self.best.score and (budget is None or kl <= budget):
                 self.best = Best(self.trainer.finished, score, kl)
-                with replacing(self.context.folder / "best") as aside:
-                    self.publish(aside)
+                self._publish(self.context.folder / "best")
         metrics = {f"eval/{name}": estimate.value for name, estimate in summary.items()}
         metrics |= {f"eval/{name}": value for name, value in win_rate(ours, self._reference).items()}
         self.context.tracker.log(metrics | {"time/eval": perf_counter() - start}, self.trainer.finished)
@@ -186,16 +187,25 @@ class PPOLoop:
             flush=True,
         )
 
+    def _publish(self, folder: Path) -> None:
+        """Write the policy; all ranks hold its weights together meanwhile, and rank 0 writes."""
+        with self.trainer.policy.whole():
+            if self.context.world.main:
+                with replacing(folder) as aside:
+                    self.publish(aside)
+        self.context.world.barrier()
+
     def finish(self) -> StageResult:
         """Publish the best policy as `final`, or the last one where none was evaluated within the budget."""
         self.context.pulse.enter("publishing")
         final = self.context.folder / "final"
         best = self.context.folder / "best"
-        if best.is_dir():
+        if self.best.step < 0:
+            with self.trainer.averaged():
+                self._publish(final)
+        elif self.context.world.main:
             swap_in(best, final)
-        else:
-            with replacing(final) as aside, self.trainer.averaged():
-                self.publish(aside)
+        self.context.world.barrier()
         headline = {
             "steps": self.trainer.finished,
             "best_step": self.best.step if self.best.step >= 0 else self.trainer.finished,
@@ -204,9 +214,8 @@ class PPOLoop:
             headline |= {"score": self.best.score, "kl": self.best.kl}
         return StageResult(final, (final / "adapter_config.json").is_file(), headline)
 
-    def save(self, folder: Path) -> None:
+    def save(self, state: dict[str, Any], folder: Path) -> None:
         """Everything a resumed run needs to give the same bits. Raises Diverged NUM01 when some of it is not finite."""
-        state = self.trainer.state_dict()
         require_finite_state(f"ppo step {self.trainer.finished}", named_tensors(state))
         skipped = {"skipped": self.skips.steps} if self.skips.possible else {}
         save_state(folder, state | skipped | {"best": asdict(self.best), "evaluated": self.evaluated})
@@ -215,18 +224,22 @@ class PPOLoop:
 
     def resume(self) -> None:
         """Continue from the newest complete checkpoint, if there is one; the best policy so far is the one it holds."""
-        best = self.context.folder / "best"
         found = self.context.checkpoints.latest()
-        if found is None:
-            delete_folder(best)
-            return
-        step, folder = found
-        print(f"resuming from {folder}", flush=True)
-        state = load_state(folder)
-        self.best, self.evaluated, self._saved = Best(**state.pop("best")), state.pop("evaluated"), step
-        self.skips.steps = state.pop("skipped", [])
-        self.trainer.load_state_dict(state)
-        delete_folder(best)
-        if (folder / "best").is_dir():
-            with replacing(best) as aside:
-                shutil.copytree(folder / "best", aside, dirs_exist_ok=True)
+        if found is not None:
+            step, folder = found
+            print(f"resuming from {folder}", flush=True)
+            state = load_state(folder)
+            self.best, self.evaluated, self._saved = Best(**state.pop("best")), state.pop("evaluated"), step
+            self.skips.steps = state.pop("skipped", [])
+            self.trainer.load_state_dict(state)
+        if self.context.world.main:
+            _restore_best(self.context.folder / "best", found and found[1] / "best")
+        self.context.world.barrier()
+
+
+def _restore_best(best: Path, saved: Path | None) -> None:
+    """Make the best policy so far the one that a checkpoint holds, or none."""
+    delete_folder(best)
+    if saved and saved.is_dir():
+        with replacing(best) as aside:
+            shutil.copytree(saved, aside, dirs_exist_ok=True)

@@ -38,6 +38,16 @@ class PromptBatch:
     columns: Mapping[str, Sequence[Any]]
     """The other columns of the data rows, for reward functions."""
 
+    def rows(self, which: slice) -> "PromptBatch":
+        """Neighbouring ones of them."""
+        return self.chosen(range(*which.indices(len(self.ids))))
+
+    def chosen(self, rows: Sequence[int]) -> "PromptBatch":
+        """Those at the given places."""
+        columns = {name: [values[r] for r in rows] for name, values in self.columns.items()}
+        fields = ([values[r] for r in rows] for values in (self.episodes, self.ids, self.texts))
+        return PromptBatch(*fields, columns)
+
 
 @dataclass(frozen=True)
 class PromptSet:

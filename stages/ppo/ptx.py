@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from stages.models.heads import PolicyModel
 from stages.render import Rendered, collate
+from stages.world import ALONE, World
 
 
 class PretrainingMix:
@@ -21,16 +22,17 @@ class PretrainingMix:
         self._compute = compute
         self.drawn = 0
 
-    def loss(self, lm: nn.Module) -> Tensor:
-        """Mean cross-entropy per completion token of the next batch, at temperature 1."""
+    def loss(self, lm: nn.Module, world: World = ALONE) -> Tensor:
+        """This rank's share of the mean cross-entropy per completion token of the next batch, at temperature 1."""
         generator = np.random.Generator(np.random.Philox(key=[self._seed, 2**34 + self.drawn]))
         self.drawn += 1
         chosen = [self._rows[i] for i in generator.choice(len(self._rows), self._batch_size)]
-        ids, attention_mask, mask = collate(chosen, self._pad_id)
+        tokens = sum(len(row.completion_ids) for row in chosen)
+        ids, attention_mask, mask = collate(chosen[world.share(len(chosen))], self._pad_id)
         device = next(lm.parameters()).device
         policy = PolicyModel(lm, temperature=1.0, compute=self._compute)
         logprobs = policy(ids.to(device), attention_mask.to(device), mask.to(device), with_entropy=False).logprobs
-        return -logprobs.sum() / mask.sum()
+        return -logprobs.sum() / tokens
 
     def state_dict(self) -> dict[str, int]:
         return {"drawn": self.drawn}

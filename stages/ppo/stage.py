@@ -5,6 +5,8 @@ from pathlib import Path
 
 from reward.config import RewardTerm
 from stages.base import StageContext, StageResult
+from stages.deepspeed_config import DeepSpeedConfig
+from stages.engine import Engines, TorchEngines
 from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.ppo.builder import PPOBuilder
@@ -25,10 +27,12 @@ def run_ppo(
     reward_model: Path | None,
     context: StageContext,
     trunk: TrunkConfig = NO_FROZEN_LAYERS,
+    deepspeed: DeepSpeedConfig | None = None,
 ) -> StageResult:
     """Train the SFT model by PPO on the reward terms and write the best policy to `context.folder / "final"`."""
     quiet_libraries()
-    builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed, trunk, context.pulse.beat)
+    engines = _engines(deepspeed, context)
+    builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed, trunk, context.pulse.beat, engines)
     trainer = replace(builder.trainer(demonstrations), enter=context.pulse.enter)
     counts = announce_parameters("ppo", builder.policy_lm)
     evaluator = Evaluator(
@@ -38,6 +42,7 @@ def run_ppo(
         builder.renderer.decode,
         trainer.trunk,
         config.rollout_batch_size,
+        context.world,
     )
     loop = PPOLoop(
         trainer=trainer,
@@ -49,3 +54,12 @@ def run_ppo(
         evaluator=evaluator,
     )
     return replace(loop.run(), details=counts)
+
+
+def _engines(deepspeed: DeepSpeedConfig | None, context: StageContext) -> Engines:
+    """DeepSpeed where the config or the number of ranks asks for it; without, it is not even imported."""
+    if deepspeed is None and context.world.alone:
+        return TorchEngines()
+    from stages.deepspeed_engine import DeepSpeedEngines
+
+    return DeepSpeedEngines(deepspeed or DeepSpeedConfig(), context.world)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reward.base import NonFiniteScore
 from reward.mixture import RewardMixture, Texts
 from stages.engine import Engine
 from stages.generators import seed_generators
@@ -31,6 +32,7 @@ from stages.ppo.prompts import PromptBatch
 from stages.ppo.ptx import PretrainingMix
 from stages.ppo.scores import ScoreRule
 from stages.rollout import Rollout, Sampler
+from stages.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class PPOTrainer:
     ema: EMA | None = None
     enter: Callable[..., None] = lambda phase, step: None
     """Told each phase and its step as it begins."""
+    world: World = ALONE
+    """Each rank samples, evaluates and differentiates its rows; everything else is computed from all rows by all."""
     finished: int = 0
 
     def step(self, batch: PromptBatch) -> Step:
@@ -73,9 +77,10 @@ class PPOTrainer:
         clock = Stopwatch(partial(self.enter, step=self.finished + 1))
         clock.begin("rollout")
         seed_generators(self.seed, self.finished)
-        rollout = self.sampler(self.policy.module.lm, batch.ids, batch.episodes)
+        rows, width = batch.rows(self.world.share(len(batch.ids))), max(map(len, batch.ids))
+        own = self.sampler(self.policy.module.lm, rows.ids, rows.episodes, width)
         clock.begin("scoring")
-        experience, texts, parts = self.evaluate(rollout, batch)
+        experience, texts, parts = self.evaluate(own, batch)
         clock.begin("update")
         metrics = rollout_metrics(experience, self.kl.coef)
         with self._recomputing():
@@ -87,31 +92,45 @@ class PPOTrainer:
         return Step(experience, texts, parts, metrics)
 
     @torch.no_grad()
-    def evaluate(self, rollout: Rollout, batch: PromptBatch) -> tuple[Experience, Texts, dict[str, Tensor]]:
-        """Log-probabilities, values, scores, rewards and advantages of a rollout, all constant from here on."""
+    def evaluate(self, own: Rollout, batch: PromptBatch) -> tuple[Experience, Texts, dict[str, Tensor]]:
+        """Log-probabilities, values, scores, rewards and advantages of a rollout, all constant from here on.
+
+        `own` has the rows of this rank, `batch` and what is returned those of all.
+        """
         passes = self._passes
-        ref_logprobs = passes.record(rollout, lambda r: self.reference(r.ids, r.attention_mask, r.mask, False).logprobs)
-        both = passes.replay(rollout, lambda r: torch.stack(self.policy.module(r.ids, r.attention_mask, r.mask), 1))
-        logprobs, entropy = both.unbind(1)
-        values = passes.replay(rollout, lambda r: self.value.module.values(r.ids, r.attention_mask, r.mask.shape[1]))
-        sampled = {f.name: getattr(rollout, f.name) for f in fields(Rollout)}
+        ref_logprobs = passes.record(own, lambda r: self.reference(r.ids, r.attention_mask, r.mask, False).logprobs)
+        both = passes.replay(own, lambda r: torch.stack(self.policy.module(r.ids, r.attention_mask, r.mask), 1))
+        values = passes.replay(own, lambda r: self.value.module.values(r.ids, r.attention_mask, r.mask.shape[1]))
+        sampled = {name: self.world.gather(column) for name, column in vars(own).items()}
+        logprobs, entropy = self.world.gather(both).unbind(1)
+        ref_logprobs, values = self.world.gather(ref_logprobs), self.world.gather(values)
         forward = {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "values": values}
         require_finite(forward, sampled, self.finished + 1, batch.episodes)
-        texts = Texts(batch.texts, self.decode(rollout.completions, rollout.mask), batch.columns)
-        raw, parts = self.reward(
-            texts, lambda model: passes.replay(rollout, lambda r: model.scores(r.ids, r.attention_mask))
-        )
+        texts, raw, parts = self._score(own, batch)
         require_finite({"score": raw}, sampled | forward, self.finished + 1, batch.episodes)
 
-        scores = self.score_rule(raw.to(rollout.ids.device), rollout.stopped)
-        kl = k1(logprobs, ref_logprobs, rollout.mask)
-        rewards = token_rewards(scores, kl, rollout.mask, self.kl.coef)
-        advantages, returns = gae(rewards, values, rollout.mask, self.config.gamma, self.config.lam)
+        mask, stopped = sampled["mask"], sampled["stopped"]
+        scores = self.score_rule(raw.to(mask.device), stopped)
+        rewards = token_rewards(scores, k1(logprobs, ref_logprobs, mask), mask, self.kl.coef)
+        advantages, returns = gae(rewards, values, mask, self.config.gamma, self.config.lam)
         if self.config.whiten_advantages:
-            advantages = whiten(advantages, rollout.mask)
+            advantages = whiten(advantages, mask)
         derived = {"scores": scores, "rewards": rewards, "advantages": advantages, "returns": returns}
         require_finite(derived, sampled | forward, self.finished + 1, batch.episodes)
         return Experience(**sampled, **forward, entropy=entropy, **derived), texts, parts
+
+    def _score(self, own: Rollout, batch: PromptBatch) -> tuple[Texts, Tensor, dict[str, Tensor]]:
+        """The texts of all rows, their scores [B] and the terms of these; each rank asks the reward about its own."""
+        rows, passes = batch.rows(self.world.share(len(batch.ids))), self._passes
+        written = self.decode(own.completions, own.mask)
+        with self.world.together(NonFiniteScore):
+            raw, parts = self.reward(
+                Texts(rows.texts, written, rows.columns),
+                lambda model: passes.replay(own, lambda r: model.scores(r.ids, r.attention_mask)),
+            )
+        completions = [text for part in self.world.gather_objects(written) for text in part]
+        terms = {name: self.world.gather(scores) for name, scores in parts.items()}
+        return Texts(batch.texts, completions, batch.columns), self.world.gather(raw), terms
 
     def optimise(self, experience: Experience, batch: PromptBatch) -> Metrics:
         """ppo_epochs passes over the rollout in minibatches of whole completions; each row once per pass."""
@@ -136,19 +155,24 @@ class PPOTrainer:
 
     def minibatch(self, experience: Experience, rows: Tensor) -> Metrics:
         """Gradients of one optimizer step: token-mean over the whole minibatch, whatever its microbatches."""
-        config = self.config
+        config, shares = self.config, self.world.share(len(experience))
         tokens = experience.mask[rows].sum()
+        own = rows[(rows >= shares.start) & (rows < shares.stop)]
+        parts = list(self._passes.microbatches(experience, own))
+        mixed = self.ptx is not None and self._policy_learns
         stats: dict[str, Tensor] = {}
-        for part, columns, e in self._passes.microbatches(experience, rows):
-            with self.trunk.replaying(part, columns):
+        for number, (part, columns, e) in enumerate(parts, 1):
+            last = number == len(parts)
+            with self.trunk.replaying(part - shares.start, columns):
                 new = self.policy.module(e.ids, e.attention_mask, e.mask, config.entropy_coef > 0)
                 ratio = losses.log_ratio(new.logprobs, e.logprobs, e.mask)
                 policy = losses.policy_loss(ratio, e.advantages, e.mask, config.clip_range, config.dual_clip)
                 if self._policy_learns:  # backward here: the activations of one network at a time
-                    self.policy.backward((policy - config.entropy_coef * new.entropy).sum() / tokens)
+                    loss = (policy - config.entropy_coef * new.entropy).sum() / tokens
+                    self.policy.backward(loss, last and not mixed)
                 values = self.value.module.values(e.ids, e.attention_mask, e.mask.shape[1])
                 value = losses.value_loss(values, e.values, e.returns, e.mask, config.value_clip_range)
-                self.value.backward(config.vf_coef * value.sum() / tokens)
+                self.value.backward(config.vf_coef * value.sum() / tokens, last)
             _accumulate(
                 stats,
                 {
@@ -159,14 +183,19 @@ class PPOTrainer:
                 },
                 tokens,
             )
-            stats["ratio_error"] = torch.maximum(
-                stats.get("ratio_error", ratio.new_zeros(())), ratio.detach().expm1().abs().max()
-            )
-        if self.ptx is not None and self._policy_learns:
-            loss = self.ptx.loss(self.policy.module.lm)
+            furthest = ratio.detach().expm1().abs().max()
+            stats["ratio_error"] = torch.maximum(stats.get("ratio_error", torch.zeros_like(furthest)), furthest)
+        if mixed:
+            loss = self.ptx.loss(self.policy.module.lm, self.world)
             self.policy.backward(self.ptx.coef * loss)
             stats["policy/ptx_loss"] = loss.detach()
-        return {name: float(value) for name, value in stats.items()}
+        return self._over_ranks(stats)
+
+    def _over_ranks(self, stats: dict[str, Tensor]) -> Metrics:
+        """Sums of the ranks' shares, and the largest ratio error."""
+        worst = self.world.max(stats.pop("ratio_error"))
+        sums = self.world.sum(torch.stack(list(stats.values())))
+        return {**dict(zip(stats, sums.tolist(), strict=True)), "ratio_error": float(worst)}
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:

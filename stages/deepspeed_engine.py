@@ -1,0 +1,140 @@
+"""PPO's engine on DeepSpeed: several ranks, ZeRO 0 to 3. The verbs and what is saved are those of plain torch.
+
+Gradients are *summed* over the ranks: each holds its rows' share of a loss that is already divided by all tokens.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from stages import zero_state
+from stages.deepspeed_config import DeepSpeedConfig
+from stages.deepspeed_start import join_ranks, limit_waiting
+from stages.engine import TorchEngine
+from stages.world import World
+
+
+@dataclass(frozen=True)
+class DeepSpeedEngines:
+    """Puts models under DeepSpeed, each under an engine of its own."""
+
+    settings: DeepSpeedConfig
+    world: World
+
+    def __post_init__(self) -> None:
+        join_ranks(self.world.timeout_s)
+
+    @property
+    def splits_weights(self) -> bool:
+        """Whether models exist in parts alone, so that roles cannot share the tensors of one base."""
+        return self.settings.zero_stage == 3
+
+    def trained(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        max_grad_norm: float,
+    ) -> "DeepSpeedEngine":
+        """An engine for a model and its own optimizer over its trainable parameters."""
+        return DeepSpeedEngine(self, module, optimizer, schedule, max_grad_norm)
+
+    def frozen(self, module: nn.Module) -> nn.Module:
+        """The same module, its weights spread over the ranks under ZeRO 3."""
+        if self.splits_weights:
+            deepspeed.initialize(model=module, config=self.config(0.0))
+            limit_waiting(self.world.timeout_s)
+        return module
+
+    def config(self, max_grad_norm: float) -> dict:
+        """DeepSpeed's own settings. Batches are cut by the trainer, so its sizes are formal."""
+        stage = self.settings.zero_stage
+        zero: dict = {"stage": stage}
+        if self.settings.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        if self.settings.offload_parameters:
+            zero["offload_param"] = {"device": "cpu"}
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": zero,
+            "gradient_clipping": max_grad_norm if stage else 0.0,  # at stage 0 the gradients are whole: clip() does it
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW goes on with the same bits after a resume
+            "steps_per_print": 2**31,
+        }
+
+
+class DeepSpeedEngine(TorchEngine):
+    """AdamW under DeepSpeed. All ranks call every verb together."""
+
+    def __init__(
+        self,
+        engines: DeepSpeedEngines,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        max_grad_norm: float,
+    ):
+        super().__init__(module, optimizer, schedule, max_grad_norm)
+        self._ranks, self._stage = engines.world.size, engines.settings.zero_stage
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=engines.config(max_grad_norm))
+        limit_waiting(engines.world.timeout_s)
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """DeepSpeed averages over the ranks; a sum is wanted."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self._ranks)
+
+    def clip(self) -> float:
+        """The norm; gradients that are spread over the ranks are scaled down within step()."""
+        return zero_state.gradient_norm(self._engine.optimizer) if self._stage else super().clip()
+
+    def step(self) -> None:
+        self._engine.step()
+        self._scheduler.step()
+
+    def discard(self) -> None:
+        if self._stage:
+            zero_state.forget_gradients(self._engine.optimizer)
+        else:
+            super().discard()
+
+    def whole(self) -> AbstractContextManager:
+        if self._stage < 3:
+            return nullcontext()
+        return deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+
+    def state_dict(self) -> dict:
+        if not self._stage:
+            return super().state_dict()
+        weights = {name: zero_state.weight(p) for name, p in self.trained()}
+        return {
+            "weights": weights,
+            "optimizer": self._moments(),
+            "scheduler": {"last_epoch": self._scheduler.last_epoch},
+        }
+
+    def _moments(self) -> dict:
+        if not self._stage:
+            return super()._moments()
+        return zero_state.moments(self._engine.optimizer, [p for _, p in self.trained()])
+
+    def _load_weights(self, weights: dict[str, Tensor]) -> None:
+        if self._stage == 3:
+            with deepspeed.zero.GatheredParameters([p for _, p in self.trained()], modifier_rank=0):
+                super()._load_weights(weights)
+        else:
+            super()._load_weights(weights)
+        if self._stage:
+            for name, p in self.trained():
+                zero_state.set_weight(p, weights[name])
+
+    def _load_moments(self, found: dict) -> None:
+        if self._stage:
+            zero_state.set_moments(self._engine.optimizer, [p for _, p in self.trained()], found)
+        else:
+            super()._load_moments(found)
