@@ -86,6 +86,8 @@ class DeepSpeedEngine(TorchEngine):
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """DeepSpeed averages over the ranks; a sum is wanted."""
+        if self._stage:  # its forward() does so, which is not called here: the gradient is one more of the same step
+            self._engine.optimizer.clear_backward_seen_flag()
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self._ranks)
 

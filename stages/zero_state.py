@@ -67,7 +67,6 @@ def forget_gradients(zero: object) -> None:
     """Drop what has been accumulated since the last step."""
     zero.zero_grad(set_to_none=True)
     zero.averaged_gradients = {}
-    zero.micro_step_id = -1
 
 
 def _listed(groups: object) -> list:

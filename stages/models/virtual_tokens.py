@@ -7,6 +7,7 @@ the real tokens alone, [B, S, H]: no head, loss, trainer or mask outside this fi
 """
 
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from stages.base import InputError
+from stages.models.spread import at_hand
 from stages.models.trunk import decoder_layers, inner_model, unwrapped
 
 ENCODER_FILE = "prompt_encoder.safetensors"
@@ -78,8 +80,11 @@ class _VirtualTokens:
         So in float32, one row, and with gradients on where a network has some: an LSTM has another kernel without.
         """
         gradients = torch.is_grad_enabled() or self.has_encoder
-        with torch.autocast(next(self.parameters()).device.type, enabled=False), torch.set_grad_enabled(gradients):
-            return self.get_prompt(batch_size=1)
+        frozen = self.active_peft_config.inference_mode  # PEFT then reads the table itself instead of calling it
+        device = next(self.parameters()).device.type
+        with torch.autocast(device, enabled=False), torch.set_grad_enabled(gradients):
+            with at_hand(self._encoder) if frozen else nullcontext():
+                return self.get_prompt(batch_size=1)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's own forward; the virtual tokens come in further down."""
