@@ -126,6 +126,11 @@ class PipelineConfig(Settings):
                 "ppo.ptx_coef mixes demonstrations into PPO, and with sft.classification they are labelled rows; "
                 "set ppo.ptx_coef: 0"
             )
+        if ppo and self.ppo.ema_decay and self.deepspeed and self.deepspeed.zero_stage == 3:
+            yield (
+                "ppo.ema_decay averages whole weights, which deepspeed.zero_stage: 3 keeps in parts; "
+                "set ppo.ema_decay: null, or zero_stage: 2"
+            )
         for stage in [s for s in tunings if tunings[s].method == "full" and self.model.quantization != "none"]:
             yield f"{stage}.tuning.method: full cannot train 4-bit weights; set model.quantization: none, or use lora"
         if self.model.dtype == "bfloat16" and ppo and ppo.method == "full":

@@ -213,7 +213,7 @@ def _revision() -> str | None:
     source = Path(__file__).resolve().parent
     command = ["git", "-C", str(source), "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, start_new_session=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()

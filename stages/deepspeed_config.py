@@ -16,12 +16,14 @@ class DeepSpeedConfig(Settings):
     """Keep optimizer state in CPU memory (stages 1 to 3)."""
     offload_parameters: bool = False
     """Keep weights in CPU memory until a layer needs them (stage 3)."""
+    gather_for_rollouts: bool = True
+    """Stage 3: hold whole weights of the policy on every rank during a rollout; false gathers them layer by layer."""
     file: str | None = None
     """JSON in DeepSpeed's own words instead of the keys above; what the stages decide may not be in it."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "DeepSpeedConfig":
-        beside = sorted(self.model_fields_set - {"file"})
+        beside = sorted(self.model_fields_set - {"file", "gather_for_rollouts"})
         if self.file is not None and beside:
             raise ValueError(f"file is given beside {', '.join(beside)}; give the one or the other")
         if self.offload_optimizer and self.zero_stage == 0:

@@ -3,8 +3,8 @@
 Gradients are *summed* over the ranks: each holds its rows' share of a loss that is already divided by all tokens.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import deepspeed
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from stages import zero_state
+from stages.batch_split import BatchSplit
 from stages.deepspeed_config import DeepSpeedConfig
+from stages.deepspeed_json import deepspeed_json, zero_stage
 from stages.deepspeed_start import join_ranks, limit_waiting
 from stages.engine import TorchEngine
 from stages.world import World
@@ -31,7 +33,11 @@ class DeepSpeedEngines:
     @property
     def splits_weights(self) -> bool:
         """Whether models exist in parts alone, so that roles cannot share the tensors of one base."""
-        return self.settings.zero_stage == 3
+        return self.stage == 3
+
+    @property
+    def stage(self) -> int:
+        return zero_stage(self.settings)
 
     def trained(
         self,
@@ -51,21 +57,9 @@ class DeepSpeedEngines:
         return module
 
     def config(self, max_grad_norm: float) -> dict:
-        """DeepSpeed's own settings. Batches are cut by the trainer, so its sizes are formal."""
-        stage = self.settings.zero_stage
-        zero: dict = {"stage": stage}
-        if self.settings.offload_optimizer:
-            zero["offload_optimizer"] = {"device": "cpu"}
-        if self.settings.offload_parameters:
-            zero["offload_param"] = {"device": "cpu"}
-        return {
-            "train_micro_batch_size_per_gpu": 1,
-            "zero_optimization": zero,
-            "gradient_clipping": max_grad_norm if stage else 0.0,  # at stage 0 the gradients are whole: clip() does it
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW goes on with the same bits after a resume
-            "steps_per_print": 2**31,
-        }
+        """DeepSpeed's own settings. The trainer cuts the batches, so the sizes are formal: a row on each rank."""
+        limit = max_grad_norm if self.stage else 0.0  # at stage 0 the gradients are whole, and clip() does it
+        return deepspeed_json(self.settings, BatchSplit(1, 1, self.world.size), limit)
 
 
 class DeepSpeedEngine(TorchEngine):
@@ -80,7 +74,8 @@ class DeepSpeedEngine(TorchEngine):
         max_grad_norm: float,
     ):
         super().__init__(module, optimizer, schedule, max_grad_norm)
-        self._ranks, self._stage = engines.world.size, engines.settings.zero_stage
+        self._ranks, self._stage = engines.world.size, engines.stage
+        self._gathers = engines.settings.gather_for_rollouts
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=engines.config(max_grad_norm))
         limit_waiting(engines.world.timeout_s)
 
@@ -105,10 +100,19 @@ class DeepSpeedEngine(TorchEngine):
         else:
             super().discard()
 
-    def whole(self) -> AbstractContextManager:
+    @contextmanager
+    def whole(self) -> Iterator[None]:
         if self._stage < 3:
-            return nullcontext()
-        return deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+            yield
+            return
+        with (
+            deepspeed.zero.GatheredParameters(list(self.module.parameters())),
+            zero_state.without_hooks(self._engine.optimizer),
+        ):
+            yield
+
+    def sampling(self) -> AbstractContextManager:
+        return self.whole() if self._gathers else nullcontext()
 
     def state_dict(self) -> dict:
         if not self._stage:

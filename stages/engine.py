@@ -34,6 +34,9 @@ class Engine(Protocol):
     def whole(self) -> AbstractContextManager:
         """Inside, every rank sees all weights of the module, which may be spread over the ranks otherwise."""
 
+    def sampling(self) -> AbstractContextManager:
+        """Inside, the module generates."""
+
     def state_dict(self) -> dict:
         """All that training changes, whole and equal on every rank, however it is spread meanwhile."""
 
@@ -112,6 +115,9 @@ class TorchEngine:
         return self._optimizer.param_groups[0]["lr"]
 
     def whole(self) -> AbstractContextManager:
+        return nullcontext()
+
+    def sampling(self) -> AbstractContextManager:
         return nullcontext()
 
     def state_dict(self) -> dict:

@@ -3,7 +3,8 @@
 DeepSpeed keeps the trained weights of a rank's part as flat float32 tensors, and Adam's moments in their shape.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from deepspeed.utils import (
@@ -67,6 +68,24 @@ def forget_gradients(zero: object) -> None:
     """Drop what has been accumulated since the last step."""
     zero.zero_grad(set_to_none=True)
     zero.averaged_gradients = {}
+
+
+@contextmanager
+def without_hooks(zero: object) -> Iterator[None]:
+    """Inside, the modules under ZeRO 3 compute with what is there: nothing is gathered or freed as they are called."""
+    offload = zero.parameter_offload
+    for parameter in offload.module.parameters():
+        parameter.ds_active_sub_modules.clear()
+    for hook in (*offload.forward_hooks, *offload.backward_hooks):
+        hook.remove()
+    offload.forward_hooks, offload.backward_hooks = [], []
+    try:
+        yield
+    finally:
+        coordinator = offload.get_param_coordinator()
+        if not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()  # it was recorded with other calls in between
+        offload._register_deepspeed_module(offload.module)
 
 
 def _listed(groups: object) -> list:

@@ -56,7 +56,13 @@ def _rendered(text: str) -> str | None:
     environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
     try:
         done = subprocess.run(
-            command, input=text.encode(), capture_output=True, env=environment, timeout=_PATIENCE, check=False
+            command,
+            input=text.encode(),
+            capture_output=True,
+            env=environment,
+            timeout=_PATIENCE,
+            check=False,
+            start_new_session=True,  # Ctrl-C is not for it, and what it broke off would be blamed on the template
         )
     except subprocess.TimeoutExpired:
         return f"does not end in {_PATIENCE} s"

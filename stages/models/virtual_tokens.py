@@ -82,9 +82,9 @@ class _VirtualTokens:
         gradients = torch.is_grad_enabled() or self.has_encoder
         frozen = self.active_peft_config.inference_mode  # PEFT then reads the table itself instead of calling it
         device = next(self.parameters()).device.type
-        with torch.autocast(device, enabled=False), torch.set_grad_enabled(gradients):
-            with at_hand(self._encoder) if frozen else nullcontext():
-                return self.get_prompt(batch_size=1)
+        whole = at_hand(self._encoder) if frozen else nullcontext()
+        with torch.autocast(device, enabled=False), torch.set_grad_enabled(gradients), whole:
+            return self.get_prompt(batch_size=1)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's own forward; the virtual tokens come in further down."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from stages.engine import Engine
 from stages.generators import seed_generators
 from stages.models.heads import PolicyModel
 from stages.models.trunk import NoTrunk
-from stages.ppo import losses
+from stages.ppo import losses, statistics
 from stages.ppo.advantages import gae, token_rewards, whiten
 from stages.ppo.config import PPOConfig
 from stages.ppo.ema import EMA
@@ -27,6 +26,7 @@ from stages.ppo.experience import Experience
 from stages.ppo.health import require_finite
 from stages.ppo.kl import KLController, k1
 from stages.ppo.metrics import Metrics, Stopwatch, rollout_metrics
+from stages.ppo.minibatches import minibatches
 from stages.ppo.passes import Passes
 from stages.ppo.prompts import PromptBatch
 from stages.ppo.ptx import PretrainingMix
@@ -78,7 +78,8 @@ class PPOTrainer:
         clock.begin("rollout")
         seed_generators(self.seed, self.finished)
         rows, width = batch.rows(self.world.share(len(batch.ids))), max(map(len, batch.ids))
-        own = self.sampler(self.policy.module.lm, rows.ids, rows.episodes, width)
+        with self.policy.sampling():
+            own = self.sampler(self.policy.module.lm, rows.ids, rows.episodes, width)
         clock.begin("scoring")
         experience, texts, parts = self.evaluate(own, batch)
         clock.begin("update")
@@ -135,18 +136,19 @@ class PPOTrainer:
     def optimise(self, experience: Experience, batch: PromptBatch) -> Metrics:
         """ppo_epochs passes over the rollout in minibatches of whole completions; each row once per pass."""
         totals: list[Metrics] = []
-        for epoch in range(self.config.ppo_epochs):
-            for rows in self._minibatches(len(experience), epoch):
+        first = self.finished * self.config.ppo_epochs
+        for epoch in range(first, first + self.config.ppo_epochs):
+            for rows in minibatches(self.seed, epoch, len(experience), self.config.minibatch_size):
                 stats = self.minibatch(experience, rows)
                 self._require_finite(stats, experience, rows, batch)
                 totals.append(stats)
                 if self.config.target_kl and stats["policy/approx_kl"] > 1.5 * self.config.target_kl:
                     self._discard()
-                    return self._summary(totals)
+                    return statistics.summary(totals)
                 norms = self._clip_engines()
                 self._require_finite(norms, experience, rows, batch)
                 totals[-1] |= norms | self._step_engines()
-        return self._summary(totals)
+        return statistics.summary(totals)
 
     def _require_finite(self, found: Metrics, experience: Experience, rows: Tensor, batch: PromptBatch) -> None:
         tensors = {name: torch.tensor(value) for name, value in found.items()}
@@ -173,7 +175,7 @@ class PPOTrainer:
                 values = self.value.module.values(e.ids, e.attention_mask, e.mask.shape[1])
                 value = losses.value_loss(values, e.values, e.returns, e.mask, config.value_clip_range)
                 self.value.backward(config.vf_coef * value.sum() / tokens, last)
-            _accumulate(
+            statistics.add(
                 stats,
                 {
                     "policy/loss": policy,
@@ -183,19 +185,12 @@ class PPOTrainer:
                 },
                 tokens,
             )
-            furthest = ratio.detach().expm1().abs().max()
-            stats["ratio_error"] = torch.maximum(stats.get("ratio_error", torch.zeros_like(furthest)), furthest)
+            statistics.add_ratio_error(stats, ratio)
         if mixed:
             loss = self.ptx.loss(self.policy.module.lm, self.world)
             self.policy.backward(self.ptx.coef * loss)
             stats["policy/ptx_loss"] = loss.detach()
-        return self._over_ranks(stats)
-
-    def _over_ranks(self, stats: dict[str, Tensor]) -> Metrics:
-        """Sums of the ranks' shares, and the largest ratio error."""
-        worst = self.world.max(stats.pop("ratio_error"))
-        sums = self.world.sum(torch.stack(list(stats.values())))
-        return {**dict(zip(stats, sums.tolist(), strict=True)), "ratio_error": float(worst)}
+        return statistics.over_ranks(stats, self.world)
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
@@ -260,28 +255,6 @@ class PPOTrainer:
         self.policy.discard()
         self.value.discard()
 
-    def _minibatches(self, count: int, epoch: int) -> Iterator[Tensor]:
-        """Each takes one row of every `count / minibatch_size` neighbours, so that ranks, which hold neighbouring rows
-        of a rollout, have equal shares in all of them."""
-        key = [self.seed, 2**33 + self.finished * self.config.ppo_epochs + epoch]
-        neighbours = np.arange(count).reshape(self.config.minibatch_size, -1)
-        order = np.random.Generator(np.random.Philox(key=key)).permuted(neighbours, axis=1)
-        return iter(torch.from_numpy(order.T.copy()))
-
     @property
     def _passes(self) -> Passes:
         return Passes(self.trunk, self.config.microbatch_size)
-
-    def _summary(self, totals: list[Metrics]) -> Metrics:
-        """Means over the optimizer steps, and the ratio error of the first, which must be 0."""
-        names = {name for stats in totals for name in stats} - {"ratio_error"}
-        summary = {name: float(np.mean([s[name] for s in totals if name in s])) for name in sorted(names)}
-        return summary | {
-            "policy/ratio_first": totals[0]["ratio_error"],
-            "policy/updates": sum("value/grad_norm" in s for s in totals),
-        }
-
-
-def _accumulate(stats: dict[str, Tensor], per_token: dict[str, Tensor], tokens: Tensor) -> None:
-    for name, value in per_token.items():
-        stats[name] = stats.get(name, value.new_zeros(())) + value.detach().sum() / tokens

@@ -171,3 +171,19 @@ def test_a_template_that_writes_messages_passes(name: str):
 )
 def test_a_template_that_does_more_is_told_what(text: str, told: str):
     assert re.search(told, template_problem(text) or "nothing")
+
+
+def test_an_interrupt_from_the_terminal_is_not_blamed_on_a_template():
+    program = (
+        "import os, signal, threading, time\n"
+        "from stages.models.chat_templates import template_problem\n"
+        "signal.signal(signal.SIGINT, lambda *_: None)\n"
+        "def interrupt():\n"
+        "    while True: time.sleep(0.003); os.killpg(0, signal.SIGINT)\n"
+        "threading.Thread(target=interrupt, daemon=True).start()\n"
+        "found = template_problem('{% for m in messages %}{{ m.content }}{% endfor %}')\n"
+        "os.write(1, repr(found).encode())\n"
+        "os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, start_new_session=True, timeout=60)
+    assert done.stdout == b"None", done.stderr.decode()
