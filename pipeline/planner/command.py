@@ -77,6 +77,7 @@ def _split(config: PipelineConfig, asked: Asked) -> Split:
         zero=zero,
         offload_optimizer=zero > 0 and _offloads(section, "offload_optimizer"),
         offload_parameters=zero == 3 and _offloads(section, "offload_param"),
+        all_reduces=section.get("use_multi_rank_bucket_allreduce", Split.all_reduces),
         bucket=int(section.get("reduce_bucket_size", Split.bucket)),
         live=int(section.get("stage3_max_live_parameters", Split.live)),
     )

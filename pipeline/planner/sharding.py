@@ -23,6 +23,8 @@ class Split:
     """Optimizer state and the gradients that it reads lie in the host's memory."""
     offload_parameters: bool = False
     """ZeRO-3: partitions of weights lie in the host's memory."""
+    all_reduces: bool = True
+    """Stages 1 and 2 add gradients up on every rank; DeepSpeed's default of use_multi_rank_bucket_allreduce."""
     bucket: int = 500_000_000
     """Gradients that DeepSpeed collects before it reduces them, at most; its default of reduce_bucket_size."""
     live: int = 1_000_000_000
@@ -89,12 +91,19 @@ def sent_by_training(trained: int, frozen_bytes: float, split: Split, microbatch
     """Bytes that a rank sends for one optimizer step of `microbatches` backward passes (arXiv 1910.02054, section 7).
 
     With T = 4 t bytes of trained and f of frozen weights. Stage 0: all-reduce, which is reduce-scatter and all-gather,
-    2 T. Stage 1: gradients one way, weights the other, 2 T. Stage 2 reduces in every backward pass: (k + 1) T.
-    Stage 3 gathers weights for every forward and backward pass and reduces gradients: k (3 T + 2 f). Each of these
-    moves (N - 1) / N of what the paper counts, so one rank sends nothing.
+    2 T. Stage 1: gradients to their owners, T, and weights back, T. Stage 2 sends gradients after every backward pass:
+    (k + 1) T. Stage 3 gathers weights for every forward and backward pass and reduces gradients: k (3 T + 2 f). Under
+    stages 1 and 2 DeepSpeed by default all-reduces instead, 2 T for gradients: 3 T and (2 k + 1) T. Each of these moves
+    (N - 1) / N of what the paper counts, so one rank sends nothing. scripts/benchmark/traffic_check.py counts them.
     """
     t = FLOAT * trained
-    volume = {0: 2 * t, 1: 2 * t, 2: (microbatches + 1) * t, 3: microbatches * (3 * t + 2 * frozen_bytes)}[split.zero]
+    reduced = 2 * t if split.all_reduces else t
+    volume = {
+        0: 2 * t,
+        1: reduced + t,
+        2: microbatches * reduced + t,
+        3: microbatches * (3 * t + 2 * frozen_bytes),
+    }[split.zero]
     return volume * (split.ranks - 1) / split.ranks
 
 

@@ -45,13 +45,19 @@ def test_a_higher_stage_never_keeps_more(frozen):
 
 def test_communication_is_that_of_the_zero_paper():
     """Two volumes of trained bytes for stages 0 to 2 and three for stage 3, times (N - 1) / N."""
-    sent = [sent_by_training(1000, 0.0, Split(4, zero), 1) for zero in range(4)]
+    sent = [sent_by_training(1000, 0.0, Split(4, zero, all_reduces=False), 1) for zero in range(4)]
     assert sent == [6000, 6000, 6000, 9000]
 
 
+def test_deepspeed_sends_gradients_twice_by_default():
+    sent = [sent_by_training(1000, 0.0, Split(4, zero), 1) for zero in range(4)]
+    assert sent == [6000, 9000, 9000, 9000]
+
+
 def test_accumulation_costs_nothing_before_stage_two():
-    sent = [sent_by_training(1000, 800.0, Split(4, zero), 5) for zero in range(4)]
+    sent = [sent_by_training(1000, 800.0, Split(4, zero, all_reduces=False), 5) for zero in range(4)]
     assert sent == [6000, 6000, 18_000, 5 * (3 * 4000 + 2 * 800) * 3 / 4]
+    assert [sent_by_training(1000, 800.0, Split(4, zero), 5) for zero in (1, 2)] == [9000, 11 * 4000 * 3 / 4]
 
 
 def test_frozen_weights_are_sent_under_stage_three_alone():

@@ -83,7 +83,7 @@ def test_frozen_layers_are_computed_once_for_all_roles():
 
 def test_a_supervised_step_sends_what_the_paper_says():
     sent = [work("sft", split=Split(2, zero)).sent for zero in range(4)]
-    assert sent == [POLICY * 4, POLICY * 4, POLICY * 4, POLICY * 4 * 3 / 2]
+    assert sent == [POLICY * 4, POLICY * 6, POLICY * 6, POLICY * 6]
 
 
 def test_ppo_sends_for_every_minibatch_and_gathers_for_every_pass():
@@ -96,5 +96,5 @@ def test_ppo_sends_for_every_minibatch_and_gathers_for_every_pass():
 def test_adapters_send_almost_nothing_until_their_base_is_partitioned():
     tunings = [f"{stage}.tuning={LORA}" for stage in ("sft", "reward_model", "ppo")]
     whole, parted = (work("ppo", *tunings, split=Split(2, zero)).sent for zero in (2, 3))
-    assert whole == 8 * 2 * 4 * (112 + 120) / 2
+    assert whole == 8 * 3 * 4 * (112 + 120) / 2
     assert parted > 8 * 2 * 2 * 4 * POLICY / 2
