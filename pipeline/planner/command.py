@@ -23,6 +23,7 @@ from pipeline.preflight import unprepared
 from pipeline.problems import missing_path, raise_together
 from stages.base import InputError
 from stages.batch_split import BatchSplit
+from stages.deepspeed_config import DeepSpeedConfig
 from stages.deepspeed_json import deepspeed_json
 
 
@@ -77,6 +78,7 @@ def _split(config: PipelineConfig, asked: Asked) -> Split:
         zero=zero,
         offload_optimizer=zero > 0 and _offloads(section, "offload_optimizer"),
         offload_parameters=zero == 3 and _offloads(section, "offload_param"),
+        gather_for_rollouts=(config.deepspeed or DeepSpeedConfig()).gather_for_rollouts,
         all_reduces=section.get("use_multi_rank_bucket_allreduce", Split.all_reduces),
         bucket=int(section.get("reduce_bucket_size", Split.bucket)),
         live=int(section.get("stage3_max_live_parameters", Split.live)),

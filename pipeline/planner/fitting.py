@@ -84,6 +84,8 @@ def _split_knobs(setting: Setting) -> Iterator[Knob]:
     split = setting.split
     for zero in range(split.zero + 1, 4) if split.ranks > 1 else ():
         yield Knob(f"deepspeed.zero_stage={zero}", setting.with_split(zero=zero))
+    if split.zero == 3 and split.gather_for_rollouts:
+        yield Knob("deepspeed.gather_for_rollouts=false", setting.with_split(gather_for_rollouts=False))
     if split.zero and not split.offload_optimizer:
         yield Knob("deepspeed.offload_optimizer=true", setting.with_split(offload_optimizer=True))
     if split.zero == 3 and not split.offload_parameters:

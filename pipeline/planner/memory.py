@@ -7,7 +7,7 @@ from pipeline.config import PipelineConfig
 from pipeline.planner.activations import Batch, Precision, cache, copied_weights, saved, working
 from pipeline.planner.architecture import Architecture
 from pipeline.planner.roles import Cast, Role, precision_of
-from pipeline.planner.sharding import FLOAT, Share, Split, in_flight, share
+from pipeline.planner.sharding import FLOAT, Share, Split, gathered, in_flight, share
 from stages.ppo.config import PPOConfig
 from stages.reward_model.config import RewardModelConfig
 from stages.sft.config import SFTConfig
@@ -176,7 +176,8 @@ def _rollout(config: PipelineConfig, policy: Role, split: Split) -> Iterator[Pha
     ppo, a, p = config.ppo, policy.architecture, precision_of(policy, config.model)
     rows, length = rollout_rows(config, split), longest(config.ppo)
     prompts = Batch(rows, length - ppo.max_new_tokens)
-    weights = {"in flight": in_flight(0, policy.read, split), "copies of weights": _copies_read(policy, p, split)}
+    whole = gathered(policy.read, split) if split.gather_for_rollouts else in_flight(0, policy.read, split)
+    weights = {"gathered weights": whole, "copies of weights": _copies_read(policy, p, split)}
     reading = {"KV cache": cache(a, p, prompts), "activations": working(a, p, prompts)}
     yield Phase("rollout, prompts", reading | weights)
     drawing = {"KV cache": cache(a, p, Batch(rows, length)), "logits": _SAMPLER * FLOAT * rows * a.vocabulary}

@@ -23,6 +23,8 @@ class Split:
     """Optimizer state and the gradients that it reads lie in the host's memory."""
     offload_parameters: bool = False
     """ZeRO-3: partitions of weights lie in the host's memory."""
+    gather_for_rollouts: bool = True
+    """ZeRO-3: every rank holds the whole policy during a rollout; else its layers are gathered for every token."""
     all_reduces: bool = True
     """Stages 1 and 2 add gradients up on every rank; DeepSpeed's default of use_multi_rank_bucket_allreduce."""
     bucket: int = 500_000_000
@@ -40,6 +42,7 @@ class Split:
         """As a person calls it."""
         offloaded = [what for what in ("optimizer", "parameters") if getattr(self, f"offload_{what}")]
         base = f"ZeRO-{self.zero}" if self.zero else "no ZeRO"
+        base += ", rollouts layer by layer" if self.zero == 3 and not self.gather_for_rollouts else ""
         return base + (f", {' and '.join(offloaded)} offloaded" if offloaded else "")
 
 
@@ -76,15 +79,14 @@ def share(trained: int, frozen_bytes: float, split: Split) -> Share:
 
 
 def in_flight(trained: int, weight_bytes: float, split: Split) -> float:
-    """Bytes of DeepSpeed's buffers while a role computes: gradients to be reduced, under stage 3 gathered weights.
-
-    Of these a rank has its own part already, unless it lies in the host's memory.
-    """
+    """Bytes of DeepSpeed's buffers while a role computes: gradients to be reduced, under stage 3 gathered weights."""
     bucket = FLOAT * min(split.bucket, trained) if split.zero and split.ranks > 1 else 0.0
-    if split.zero < 3:
-        return bucket
-    others = 1.0 if split.offload_parameters else (split.ranks - 1) / split.ranks
-    return bucket + others * min(FLOAT * split.live, weight_bytes)
+    return bucket + gathered(min(FLOAT * split.live, weight_bytes), split)
+
+
+def gathered(weight_bytes: float, split: Split) -> float:
+    """Bytes of so many gathered weights under stage 3; a rank's own part of them lies beside them all the same."""
+    return weight_bytes if split.zero == 3 and (split.ranks > 1 or split.offload_parameters) else 0.0
 
 
 def sent_by_training(trained: int, frozen_bytes: float, split: Split, microbatches: int) -> float:

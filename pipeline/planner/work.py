@@ -63,7 +63,7 @@ def _learning_operations(config: PipelineConfig, stage: str, role: Role, tokens:
 
 
 def _ppo_sent(config: PipelineConfig, cast: Cast, split: Split) -> dict[str, float]:
-    """Every minibatch of every epoch for the two that learn; under stage 3 one gathering per token and scoring pass."""
+    """Every minibatch of every epoch for the two that learn; under stage 3 scoring passes and rollouts too."""
     ppo, policy = config.ppo, cast.learners[0]
     passes = -(-rows_per_step(config, "ppo", split) // ppo.microbatch_size)
     steps = ppo.ppo_epochs * (ppo.rollout_batch_size // ppo.minibatch_size)
@@ -72,7 +72,7 @@ def _ppo_sent(config: PipelineConfig, cast: Cast, split: Split) -> dict[str, flo
     )
     scoring = -(-rollout_rows(config, split) // ppo.microbatch_size)
     reading = sum(sent_by_reading(role.read, split, scoring) for role in (*cast.learners, *cast.frozen))
-    rollout = sent_by_reading(policy.read, split, ppo.max_new_tokens)
+    rollout = sent_by_reading(policy.read, split, 1 if split.gather_for_rollouts else ppo.max_new_tokens)
     return {"rollout": rollout, "scoring": reading, "training": learning}
 
 

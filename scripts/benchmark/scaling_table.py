@@ -4,7 +4,8 @@
 
 PPO of configs/hh_llama3_8b_lora.yaml on A100s of 80 GB, for policies with the sizes of Llama 3.2 1B, Llama 3.1 8B and
 70B. For each number of GPUs the least that fits is taken: no offloading before offloading, a whole rollout before half
-of one, a low ZeRO stage before a high one; then the largest microbatch.
+of one, a low ZeRO stage before a high one, rollouts with gathered weights before layer by layer; then the
+largest microbatch.
 """
 
 import argparse
@@ -72,8 +73,8 @@ def settings(config: PipelineConfig, gpus: int) -> Iterator[Setting]:
     for offloading in OFFLOADING:
         lowest = 3 if "offload_parameters" in offloading else 1 if offloading else 0
         for rollout in ROLLOUTS:
-            for zero in range(lowest, 4):
-                setting = Setting(config, Split(gpus, zero, **offloading))
+            for zero, gather in [*((zero, True) for zero in range(lowest, 4)), (3, False)]:
+                setting = Setting(config, Split(gpus, zero, gather_for_rollouts=gather, **offloading))
                 yield setting.with_section("ppo", rollout_batch_size=rollout)
 
 
@@ -136,20 +137,18 @@ def sending_table(folder: Path) -> str:
     ]
     for method in ("full", "LoRA"):
         config = config_of("8B", method, folder, "ppo.microbatch_size=8")
-        for zero in range(4):
-            setting = Setting(config, Split(16, zero))
+        for name, split in _splits():
+            setting = Setting(config, split)
             work = stage_work(config, "ppo", setting.cast("ppo"), setting.split, DEVICE)
-            lines.append(_sending_row(f"| {method} | {zero} |", work, work.sent_by["rollout"]))
-        once = work.sent_by["rollout"] / config.ppo.max_new_tokens
-        lines.append(_sending_row(f"| {method} | 3, if the rollout gathered once |", work, once))
+            phases = map(gigabytes, (*work.sent_by.values(), work.sent))
+            seconds = f"{work.sent / LINKS['between hosts']:.3g} | {work.total:.3g}"
+            lines.append(f"| {method} | {name} | {' | '.join(phases)} | {seconds} |")
     return "\n".join(lines)
 
 
-def _sending_row(head: str, work: StageWork, rollout: float) -> str:
-    phases = work.sent_by | {"rollout": rollout}
-    total = sum(phases.values())
-    seconds = f"{total / LINKS['between hosts']:.3g}"
-    return f"{head} {' | '.join(map(gigabytes, (*phases.values(), total)))} | {seconds} | {work.total:.3g} |"
+def _splits() -> Iterator[tuple[str, Split]]:
+    yield from ((str(zero), Split(16, zero)) for zero in range(4))
+    yield "3, rollouts layer by layer", Split(16, 3, gather_for_rollouts=False)
 
 
 def gathering_table() -> str:

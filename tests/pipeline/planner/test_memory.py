@@ -130,6 +130,16 @@ def test_products_in_bfloat16_copy_the_weights_that_learn():
     assert learns["copies of weights"] == 2 * 2 * (LAYER - 16)
 
 
+def test_a_rollout_under_stage_three_needs_the_whole_policy_or_what_is_at_work():
+    big = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24}
+    Path("base/config.json").write_text(json.dumps(SMALL | big))
+    whole, parts = (plan("ppo", split=Split(4, 3, gather_for_rollouts=gather)) for gather in (True, False))
+    found = [{p.name: p.parts.get("gathered weights") for p in x.phases}["rollout, prompts"] for x in (whole, parts)]
+    policy = next(row.role for row in whole.rows if row.role.name == "policy")
+    assert found == [4 * policy.trained, 4e9]
+    assert policy.trained > 1e9
+
+
 def test_under_stage_three_autocast_copies_a_matrix_at_a_time():
     memory = plan("ppo", "model.compute=bfloat16", split=Split(2, 3))
     found = {phase.name: phase.parts.get("copies of weights") for phase in memory.phases}

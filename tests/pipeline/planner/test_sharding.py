@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.planner.sharding import Split, in_flight, sent_by_reading, sent_by_training, share
+from pipeline.planner.sharding import Split, gathered, in_flight, sent_by_reading, sent_by_training, share
 
 
 def test_one_rank_pays_sixteen_bytes_for_a_trained_number():
@@ -43,6 +43,11 @@ def test_a_higher_stage_never_keeps_more(frozen):
     assert [kept(zero) for zero in range(4)] == sorted((kept(zero) for zero in range(4)), reverse=True)
 
 
+def test_a_rank_alone_gathers_nothing_unless_its_weights_lie_with_the_host():
+    found = [gathered(4000.0, Split(ranks, 3)) for ranks in (1, 2)]
+    assert [*found, gathered(4000.0, Split(1, 3, offload_parameters=True))] == [0, 4000, 4000]
+
+
 def test_communication_is_that_of_the_zero_paper():
     """Two volumes of trained bytes for stages 0 to 2 and three for stage 3, times (N - 1) / N."""
     sent = [sent_by_training(1000, 0.0, Split(4, zero, all_reduces=False), 1) for zero in range(4)]
@@ -71,6 +76,6 @@ def test_one_rank_sends_nothing():
 
 def test_buffers_are_as_large_as_deepspeed_makes_them_and_no_larger_than_the_model():
     assert in_flight(1000, 4000.0, Split(2, 1)) == 4000
-    assert in_flight(1000, 4000.0, Split(2, 3)) == 4000 + 2000
+    assert in_flight(1000, 4000.0, Split(2, 3)) == 4000 + 4000
     assert in_flight(8 * 10**9, 32e9, Split(2, 2)) == 2e9
-    assert in_flight(8 * 10**9, 32e9, Split(2, 3)) == 2e9 + 2e9
+    assert in_flight(8 * 10**9, 32e9, Split(2, 3)) == 2e9 + 4e9

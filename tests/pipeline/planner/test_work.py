@@ -88,9 +88,11 @@ def test_a_supervised_step_sends_what_the_paper_says():
 
 def test_ppo_sends_for_every_minibatch_and_gathers_for_every_pass():
     """8 optimizer steps; per rank one completion each, and two in scoring by four whole roles; 4 tokens are drawn."""
+    streamed = Split(2, 3, gather_for_rollouts=False)
+    assert work("ppo", split=streamed).sent_by["rollout"] == 4 * work("ppo", split=Split(2, 3)).sent_by["rollout"]
     both = 4 * (POLICY + VALUE)
     assert work("ppo", split=Split(2, 0)).sent == 8 * 2 * both / 2
-    assert work("ppo", split=Split(2, 3)).sent == (8 * 3 * both + 2 * 2 * both + 4 * 4 * POLICY) / 2
+    assert work("ppo", split=Split(2, 3)).sent == (8 * 3 * both + 2 * 2 * both + 4 * POLICY) / 2
 
 
 def test_adapters_send_almost_nothing_until_their_base_is_partitioned():
