@@ -15,7 +15,13 @@ def _run_sft(config: PipelineConfig, inputs: StageInputs, context: StageContext)
 
     data = inputs.data
     return run_sft(
-        config.sft, config.model, data["demonstrations.train"], data.get("demonstrations.eval"), context, config.trunk
+        config.sft,
+        config.model,
+        data["demonstrations.train"],
+        data.get("demonstrations.eval"),
+        context,
+        config.trunk,
+        config.deepspeed,
     )
 
 
@@ -34,6 +40,7 @@ def _run_reward_model(config: PipelineConfig, inputs: StageInputs, context: Stag
         context=context,
         demonstrations=read_sft_rows(shown, config.sft) if shown else [],
         trunk=config.trunk,
+        deepspeed=config.deepspeed,
     )
 
 

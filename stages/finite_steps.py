@@ -3,7 +3,8 @@
 By itself Trainer goes on with them, and by default logs a loss of 0 in their place.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ class FiniteSteps(TrainerCallback):
     def __init__(self, context: StageContext, stage: str, skips: Skips):
         self._context, self._stage, self._skips = context, stage, skips
         self._microbatches: list[dict[str, Tensor]] = []
+        self.norm: Callable[[], float] | None = None
+        """Gradient norm of the step that DeepSpeed has just taken, NaN when it left it out; None without DeepSpeed."""
 
     def follow(self, model: nn.Module) -> None:
         """Remember what the microbatches of each training step put into `model` and got from it."""
@@ -39,25 +42,49 @@ class FiniteSteps(TrainerCallback):
         processing_class: PreTrainedTokenizerBase,
         **kwargs: Any,
     ) -> None:
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        outputs = [(name, m[name]) for m in self._microbatches for name in ("logprobs", "scores") if name in m]
-        if torch.stack([t.isfinite().all() for t in (*gradients, *(t for _, t in outputs))]).all():
+        if self._all_finite(model):
             return
-        bad = [name for name, tensor in outputs if not tensor.isfinite().all()]
-        step, what = state.global_step + 1, bad[0] if bad else "a gradient"
         rows = list(self._rows(processing_class))
-        worst = [row["row"] for row in rows if not row["finite"]]
+        what, worst, rank = self._worst(rows)
         where = f" in rows {worst[:8]} of the batch" if worst else ""
+        whose = f" of rank {rank}" if where and not self._context.world.alone else ""
+        step = state.global_step + 1
         error = NonFinite(
-            f"[TRAIN01] {self._stage} step {step}: {what} is not finite{where}",
+            f"[TRAIN01] {self._stage} step {step}: {what} is not finite{where}{whose}",
             f"lower {self._stage}.learning_rate",
             what,
             {f"{i}.{name}": t for i, part in enumerate(self._microbatches) for name, t in part.items()},
         )
-        folder = self._context.folder / "diverged" / f"step-{step:06d}"
+        folder = self._context.folder / "diverged" / self._name(step)
         self._skips.skip(step, error, dump(folder, what, error.tensors, rows))
         for parameter in model.parameters():
             parameter.grad = None  # the optimizer leaves what has no gradient as it is
+
+    def outputs_finite(self) -> bool:
+        """Whether all that the model has said in this training step, on this rank, is finite."""
+        return all(bool(tensor.isfinite().all()) for _, tensor in self._outputs())
+
+    def _all_finite(self, model: nn.Module) -> bool:
+        if self.norm is not None:  # an output that is not finite was made to show in it
+            return math.isfinite(self.norm())
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        outputs = [tensor for _, tensor in self._outputs()]
+        return bool(torch.stack([t.isfinite().all() for t in (*gradients, *outputs)]).all())
+
+    def _outputs(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, m[name]) for m in self._microbatches for name in ("logprobs", "scores") if name in m)
+
+    def _worst(self, rows: list[dict[str, Any]]) -> tuple[str, list[int], int]:
+        """What is not finite, in which rows, on the first rank that has such an output; all ranks say the same."""
+        bad = [name for name, tensor in self._outputs() if not tensor.isfinite().all()]
+        own = (bad[0], [row["row"] for row in rows if not row["finite"]]) if bad else None
+        found = self._context.world.gather_objects(own)
+        rank = next((rank for rank, said in enumerate(found) if said), 0)
+        return (*(found[rank] or ("a gradient", [])), rank)
+
+    def _name(self, step: int) -> str:
+        world = self._context.world
+        return f"step-{step:06d}" if world.main else f"step-{step:06d}-rank-{world.rank}"
 
     def _remember(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         if not model.training:

@@ -1,17 +1,10 @@
-"""What the two stages on TRL's trainers share: arguments and logging."""
+"""What the two stages on TRL's trainers share: arguments, and callbacks that look and tell."""
 
-import json
 import math
-import os
-import shutil
 from collections.abc import Mapping
-from functools import partial
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -22,31 +15,29 @@ from transformers import (
 )
 
 from stages.base import Diverged, StageContext
-from stages.divergence import Skips, named_tensors, require_finite_state, trained
-from stages.exact_resume import ExactResume
-from stages.finite_steps import FiniteSteps
+from stages.batch_split import BatchSplit
+from stages.divergence import Skips
 from stages.models.config import ModelConfig
-from stages.models.torch_files import require_tensors_only
 from stages.progress import Progress
 from stages.reward_model.config import RewardModelConfig
 from stages.sft.config import SFTConfig
 
-SKIPPED = "skipped.json"
-
 
 def training_arguments(
-    config: SFTConfig | RewardModelConfig, model: ModelConfig, context: StageContext
+    config: SFTConfig | RewardModelConfig,
+    model: ModelConfig,
+    context: StageContext,
+    split: BatchSplit,
+    deepspeed: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """The arguments of transformers' Trainer that follow from a stage's section."""
-    accumulation, rest = divmod(config.batch_size, config.microbatch_size)
-    micro = config.microbatch_size if accumulation and not rest else config.batch_size
+    """The arguments of transformers' Trainer that follow from a stage's section; `deepspeed` is DeepSpeed's config."""
     return {
         "output_dir": str(context.folder / ".trainer"),
         "seed": context.seed,
         "data_seed": context.seed,
-        "per_device_train_batch_size": micro,
-        "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": config.batch_size // micro,
+        "per_device_train_batch_size": split.microbatch,
+        "per_device_eval_batch_size": split.microbatch,
+        "gradient_accumulation_steps": split.accumulation,
         "num_train_epochs": config.epochs,
         "max_steps": config.max_steps or -1,
         "learning_rate": config.learning_rate,
@@ -55,7 +46,8 @@ def training_arguments(
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "optim": "adamw_torch",
-        "bf16": model.compute == "bfloat16",
+        "bf16": model.compute == "bfloat16" and deepspeed is None,  # DeepSpeed would round the trained weights
+        "deepspeed": deepspeed,
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": config.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},  # reentrant: no gradient below frozen embeddings
@@ -120,42 +112,6 @@ def silence(trainer: Trainer) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-class SealedCheckpoints(TrainerCallback):
-    """Hands every checkpoint of the trainer to our own store, which seals it before it counts."""
-
-    def __init__(self, context: StageContext, stage: str, skips: Skips):
-        self._context, self._stage, self._skips = context, stage, skips
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        shutil.rmtree(args.output_dir, ignore_errors=True)  # what a killed attempt left half written
-
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        **kwargs: Any,
-    ) -> None:
-        self._context.pulse.enter("saving")
-        written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        moments = named_tensors(optimizer.state_dict()["state"], "optimizer")
-        try:
-            require_finite_state(f"{self._stage} step {state.global_step}", chain(trained(model), moments))
-            self._context.checkpoints.save(state.global_step, partial(self._copy, written))
-        finally:
-            shutil.rmtree(written)
-
-    def _copy(self, written: Path, folder: Path) -> None:
-        unpickled = shutil.ignore_patterns("training_args.bin")  # objects, which nothing here reads again
-        shutil.copytree(written, folder, dirs_exist_ok=True, ignore=unpickled, copy_function=os.rename)
-        if self._skips.possible:
-            (folder / SKIPPED).write_text(json.dumps(self._skips.steps))
-
-
 class Phases(TrainerCallback):
     """Tells what the trainer is at."""
 
@@ -206,60 +162,3 @@ class ConfigDecides(TrainerCallback):
         for group, factor in zip(optimizer.param_groups, lr_scheduler.lr_lambdas, strict=True):
             group["initial_lr"], group["lr"] = args.learning_rate, args.learning_rate * factor(lr_scheduler.last_epoch)
         lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # what the log shows
-
-
-class Supervision:
-    """All that both stages add to a trainer of TRL."""
-
-    def __init__(self, context: StageContext, stage: str, config: SFTConfig | RewardModelConfig):
-        self._context, self._stage = context, stage
-        self._skips = Skips(config.on_nonfinite, config.max_skipped_batches)
-        self._finite = FiniteSteps(context, stage, self._skips)
-
-    def callbacks(self, names: Mapping[str, str], shown: tuple[str, ...]) -> list[TrainerCallback]:
-        """To be given to the trainer; `names` are our names for its metrics, `shown` those of the progress line."""
-        context, stage, skips = self._context, self._stage, self._skips
-        tracked = TrackerCallback(context, stage, skips, names, shown)
-        sealed = SealedCheckpoints(context, stage, skips)
-        return [tracked, self._finite, ConfigDecides(), StopWhenAsked(context), Phases(context), sealed]
-
-    def train(self, trainer: Trainer) -> None:
-        """Train to the end, from the newest sealed checkpoint if there is one.
-
-        Raises Interrupted where it was asked to stop, with the state on disk, Diverged, and InputError as
-        `require_tensors_only`.
-        """
-        context = self._context
-        trainer.add_callback(ExactResume(trainer, context.seed))  # last: it looks at whether the others save
-        self._finite.follow(trainer.model)
-        found = context.checkpoints.latest()
-        context.stop.follow(found[0] if found else 0)
-        if found is None:
-            trainer.train()
-        else:
-            require_tensors_only(found[1])
-            print(f"resuming from {found[1]}", flush=True)
-            if (found[1] / SKIPPED).is_file():
-                self._skips.steps = json.loads((found[1] / SKIPPED).read_text())
-            _resume(trainer, found[1])
-        if trainer.state.global_step < trainer.state.max_steps:
-            context.stop.follow(trainer.state.global_step)
-
-
-def _resume(trainer: Trainer, checkpoint: Path) -> None:
-    """Go on from a checkpoint; from that of the last step there is nothing to do, where Trainer would do one more."""
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if state.global_step < _total_steps(trainer):
-        trainer.train(resume_from_checkpoint=str(checkpoint))
-    else:
-        trainer._load_from_checkpoint(str(checkpoint))
-        trainer.state = state
-
-
-def _total_steps(trainer: Trainer) -> int:
-    """Optimizer steps that the arguments ask for, as Trainer counts them."""
-    args = trainer.args
-    if args.max_steps > 0:
-        return args.max_steps
-    per_epoch = max(1, math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps))
-    return math.ceil(args.num_train_epochs * per_epoch)

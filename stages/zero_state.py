@@ -34,6 +34,7 @@ def moments(zero: object, parameters: Sequence[nn.Parameter]) -> dict[str, dict[
     flats = [flat for flat in _flats(zero) if flat in state]
     if not flats:
         return {}
+    _link(zero)
     step = state[flats[0]]["step"].detach().cpu().clone()
     whole = [{name: safe_get_full_optimizer_state(p, name).cpu().clone() for name in MOMENTS} for p in parameters]
     return {str(number): {"step": step.clone(), **found} for number, found in enumerate(whole)}
@@ -48,12 +49,17 @@ def set_moments(zero: object, parameters: Sequence[nn.Parameter], found: dict[st
     for flat in _flats(zero):
         step = found["0"]["step"].clone()
         state[flat] = {"step": step, **{name: torch.zeros_like(flat) for name in MOMENTS}}
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 1 and 2 find a parameter's moments by links
-        zero._hp_optimizer_states_linked = False
-        zero._lazy_init_hp_params_optimizer_state()
+    _link(zero)
     for number, parameter in enumerate(parameters):
         for name in MOMENTS:
             safe_set_full_optimizer_state(parameter, found[str(number)][name], name)
+
+
+def _link(zero: object) -> None:
+    """ZeRO 1 and 2 find a parameter's moments by links, which they make when the first of several groups has some."""
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def gradient_norm(zero: object) -> float:

@@ -63,7 +63,7 @@ def injected(stage: str, tensor: str, steps: tuple[int, ...]) -> Iterator[None]:
 
 @contextmanager
 def _in_trainer(steps: tuple[int, ...], spoil: Spoil) -> Iterator[None]:
-    from stages.hf_trainer import Supervision
+    from stages.supervision import Supervision
 
     class Spoiler(TrainerCallback):
         def on_step_begin(

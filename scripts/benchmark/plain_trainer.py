@@ -19,8 +19,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from pipeline.checkpoints import CheckpointManager
 from pipeline.hashing import files_of, sha256_file
 from stages.base import StageContext
-from stages.hf_trainer import Supervision
 from stages.sft.config import SFTConfig
+from stages.supervision import Supervision
 
 torch.set_num_threads(1)
 

@@ -52,7 +52,7 @@ class Roles:
         self._frozen_layers = frozen_layers
         self._bases: dict[str, PreTrainedModel] = {}
         self._classifiers: dict[str, PreTrainedModel] = {}
-        self._digests: dict[str, str] = {}
+        self._identities: dict[str, BaseIdentity] = {}
         self._trusted = {model.path} if model.trust_remote_code else set()
 
     def trust(self, *folders: Path | None) -> None:
@@ -76,10 +76,11 @@ class Roles:
         """What an adapter on `base` records of it; None for a quantised base, whose weights are approximations."""
         if self._model.quantization != "none":
             return None
-        if base not in self._digests:
+        if base not in self._identities:
             self.frozen_base(base)
-            self._digests[base] = weights_digest(self._bases[base])
-        return BaseIdentity(base, self._digests[base], probes_of(self._bases[base]))
+            weights = self._bases[base]
+            self._identities[base] = BaseIdentity(base, weights_digest(weights), probes_of(weights))
+        return self._identities[base]
 
     def reference(self, source: ModelSource) -> nn.Module:
         """The frozen causal model of a source, its adapter (if any) included.

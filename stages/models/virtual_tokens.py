@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from stages.base import InputError
-from stages.models.spread import at_hand
+from stages.models.gathered import gathered, without_hooks
 from stages.models.trunk import decoder_layers, inner_model, unwrapped
 
 ENCODER_FILE = "prompt_encoder.safetensors"
@@ -82,7 +82,7 @@ class _VirtualTokens:
         gradients = torch.is_grad_enabled() or self.has_encoder
         frozen = self.active_peft_config.inference_mode  # PEFT then reads the table itself instead of calling it
         device = next(self.parameters()).device.type
-        whole = at_hand(self._encoder) if frozen else nullcontext()
+        whole = gathered(self._encoder.parameters()) if frozen else nullcontext()
         with torch.autocast(device, enabled=False), torch.set_grad_enabled(gradients), whole:
             return self.get_prompt(batch_size=1)
 
@@ -160,6 +160,11 @@ class _VirtualTokens:
         if not self.has_encoder:
             return super().load_adapter(model_id, adapter_name, **kwargs)
         self.load_encoder(Path(model_id))
+
+    def get_prompt_embedding_to_save(self, adapter_name: str) -> Tensor:
+        """What the encoder makes; a rank that saves alone must not wait for others within ZeRO's hooks."""
+        with gathered(self._encoder.parameters()), without_hooks(self._encoder):
+            return super().get_prompt_embedding_to_save(adapter_name)
 
     @property
     def _encoder(self) -> nn.Module:

@@ -1,9 +1,11 @@
 """Rendered demonstrations as the dataset that TRL's SFTTrainer takes."""
 
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
+from stages.dealing import WEIGHT
 from stages.render import Rendered
 from stages.sft.config import SFTConfig
 from stages.sft.targets import columns, trainable
@@ -21,3 +23,9 @@ def dataset(rows: list[Rendered], config: SFTConfig, path: Path) -> Dataset:
     if not config.packing:  # what groups rows by length reads it
         prepared = [row | {"length": len(row["input_ids"])} for row in prepared]
     return Dataset.from_list(prepared)
+
+
+def without_weight(row: dict[str, Any]) -> dict[str, Any]:
+    """A dealt row as a collator takes it; a filler is one token without a target."""
+    rest = {name: value for name, value in row.items() if name != WEIGHT}
+    return rest if row[WEIGHT] else rest | {"input_ids": row["input_ids"][:1], "labels": [-100]}

@@ -202,9 +202,9 @@ def _names_and_configs(work: Path, good: Path) -> Iterator[Trial]:
 
 def _checkpoints(work: Path) -> Iterator[Trial]:
     """Checkpoints that an attacker sealed, as the stages open them."""
-    from stages.hf_trainer import Supervision
     from stages.ppo.state import load_state
     from stages.sft.config import SFTConfig
+    from stages.supervision import Supervision
 
     def resuming(context: StageContext) -> Callable[[], None]:
         return partial(Supervision(context, "sft", SFTConfig()).train, tiny_files.trainer(context))
