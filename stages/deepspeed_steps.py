@@ -43,9 +43,8 @@ class DeepSpeedSteps(DeepSpeedEngineWrapper):
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm):
-            for parameter in self.engine.module.parameters():
-                parameter.grad = None  # AdamW leaves what has no gradient as it is
-            norm = math.nan
+            self.engine.zero_grad()
+            return math.nan
         self.engine.step()
         return norm
 

@@ -81,9 +81,9 @@ class _VirtualTokens:
         """
         gradients = torch.is_grad_enabled() or self.has_encoder
         frozen = self.active_peft_config.inference_mode  # PEFT then reads the table itself instead of calling it
-        device = next(self.parameters()).device.type
         whole = gathered(self._encoder.parameters()) if frozen else nullcontext()
-        with torch.autocast(device, enabled=False), torch.set_grad_enabled(gradients), whole:
+        device = next(self.parameters()).device.type
+        with whole, torch.autocast(device, enabled=False), torch.set_grad_enabled(gradients):
             return self.get_prompt(batch_size=1)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

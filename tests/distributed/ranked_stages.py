@@ -7,7 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 def train(ranks: int, cases: Sequence[Mapping[str, Any]], folder: Path, timeout_s: float = 300.0) -> list[dict]:
     """What rank 0 found of each case: its log, its headline, what the ranks printed.
 
-    A case has `stage`, `folder`, `base`, and perhaps `deepspeed`, `config`, `stop_after` (a step), and
+    A case has `stage`, `folder`, `base`, and perhaps `deepspeed`, `config`, `stop_after` (a step), `spoil_step` (in
+    which the last rank's outputs are not finite), and
     `checkpoints_of` with `from_step`: another case's folder, from whose checkpoint it goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,11 +86,36 @@ def _run(case: Mapping[str, Any], world: Any) -> dict[str, Any]:
     context = _context(Path(case["folder"]), world, case.get("stop_after"))
     ended, headline, printed = None, {}, io.StringIO()
     try:
-        with redirect_stdout(printed):
+        with redirect_stdout(printed), _spoiling(case.get("spoil_step"), world):
             headline = dict(_stage(case, context).headline)
     except (Interrupted, Diverged, InputError) as error:
         ended = f"{type(error).__name__}: {error}"
     return {"log": context.tracker.metrics, "headline": headline, "ended": ended, "printed": printed.getvalue()}
+
+
+@contextmanager
+def _spoiling(step: int | None, world: Any) -> Iterator[None]:
+    """Inside, the last rank's first output of a training step is not finite."""
+    from stages.finite_steps import FiniteSteps
+
+    remember, begin = FiniteSteps._remember, FiniteSteps.on_step_begin
+    bad = False
+
+    def beginning(self: FiniteSteps, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+        nonlocal bad
+        bad = state.global_step + 1 == step and world.rank == world.size - 1
+        begin(self, args, state, *rest, **kwargs)
+
+    def spoiled(self: FiniteSteps, model: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if bad and model.training:
+            output.log_probs.data.fill_(float("nan"))
+        remember(self, model, args, kwargs, output)
+
+    FiniteSteps._remember, FiniteSteps.on_step_begin = spoiled, beginning
+    try:
+        yield
+    finally:
+        FiniteSteps._remember, FiniteSteps.on_step_begin = remember, begin
 
 
 def _context(folder: Path, world: Any, stop_after: int | None) -> Any:
