@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,8 @@ def _rendered(text: str) -> str | None:
         )
     except subprocess.TimeoutExpired:
         return f"does not end in {_PATIENCE} s"
+    if done.returncode in (-signal.SIGINT, -signal.SIGTERM):  # sent to all before the trial had its own session
+        return _rendered(text)
     if done.returncode < 0:
         return f"does not render a short conversation in {template_probe.SECONDS} s of processor time"
     try:
