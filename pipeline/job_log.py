@@ -10,7 +10,7 @@ from pipeline.launch import settled
 _KEPT = 29
 """Lines of each rank that are kept for the case that it fails first."""
 _TRACEBACK = "Traceback (most recent call last)"
-_HELD = 3.0
+_HELD = 15.0
 """Seconds for which rank 0's traceback is held back from the terminal: it may follow from another rank's failure."""
 
 

@@ -18,6 +18,7 @@ from pipeline.network import address_of, address_towards, is_here
 from pipeline.problems import EXIT_HANG, raise_together
 from pipeline.ranks import EXPECTED
 from pipeline.signals import Relay
+from pipeline.slurm import allocated_hosts
 from pipeline.ssh import unreachable, without
 from pipeline.watchdog import Watch
 from pipeline.worker_environment import launcher_environment, passed_variables
@@ -25,8 +26,6 @@ from stages.base import InputError
 
 ALONE = ("evaluation",)
 """Steps that one process does, on this host."""
-_ELSEWHERE = "192.0.2.1"
-"""An address of nobody (RFC 5737), which the default route leads to."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def meeting_address(launch: LaunchConfig, world: World) -> str:
         return "127.0.0.1"
     if launch.interface:
         return _reached(launch.interface, address_of)
-    hosts = [_ELSEWHERE] if launch.starter == "slurm" else [host.name for host in world.hosts]
+    hosts = allocated_hosts() if launch.starter == "slurm" else [host.name for host in world.hosts]
     found = [_reached(host, address_towards) for host in hosts]
     return next((address for address in found if not address.startswith("127.")), found[0])
 

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,12 @@ FILE = "slurm.sbatch"
 def in_allocation(environment: Mapping[str, str]) -> bool:
     """Whether Slurm has given this process nodes."""
     return "SLURM_JOB_ID" in environment
+
+
+def allocated_hosts() -> list[str]:
+    """Names of the nodes that Slurm has given. Raises OSError or CalledProcessError outside an allocation."""
+    listed = subprocess.run(["scontrol", "show", "hostnames"], capture_output=True, text=True, check=True)
+    return listed.stdout.split()
 
 
 def sbatch_text(config: PipelineConfig, run: Path, command: Sequence[str]) -> str:
