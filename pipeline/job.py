@@ -167,7 +167,8 @@ class Job:
                 f"[NODE09] the launcher ended with code {launcher.returncode} "
                 f"{'while ranks were running' if running else 'before all ranks had joined'}"
             )
-            self._fail(_Failure(_LAUNCHER, f"{told}; fix: its last lines say why", EXIT_ENVIRONMENT))
+            code = EXIT_LOST if running else EXIT_ENVIRONMENT
+            self._fail(_Failure(_LAUNCHER, f"{told}; fix: its last lines say why", code))
 
     def _pass_on(self, number: int) -> None:
         self._asked = self._asked or number
