@@ -145,6 +145,21 @@ def test_a_launcher_that_fails_says_why(start: Started):
     assert start.log.splitlines()[-1].startswith("[NODE09] the launcher ended with code 1 before all ranks had joined")
 
 
+def test_a_rank_with_another_environment_than_it_was_given_is_refused(start: Started):
+    start.before = lambda address: Path("job").write_text(Path("job").read_text().replace("as told", "otherwise"))
+    assert start("print('started')") == 3
+    assert "has another environment than it was given; fix: " in start.log.splitlines()[-1]
+    assert "started" not in start.log
+
+
+def test_a_rank_that_finds_no_job_file_says_on_which_host(tmp_path: Path):
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
+    command = [sys.executable, RANK_PROGRAM, str(tmp_path / "job")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"{socket.gethostname()}: [NODE05] no {tmp_path}/job on this host; fix: ")
+
+
 def test_who_does_not_know_the_key_is_not_let_in(start: Started):
     strangers = []
 
