@@ -7,11 +7,12 @@ from typing import Any
 
 from pipeline.config import STAGES, PipelineConfig, SplitConfig
 from pipeline.config_loading import plain
+from pipeline.deepspeed_file import deepspeed_errors
 from pipeline.hashing import FileHashes, model_files, sha256_of
 from pipeline.identity import Identity, flat
 from pipeline.model_files import require_safe_models
 from pipeline.parents import check_fit, check_policy, is_local, parents_of
-from pipeline.problems import missing_path
+from pipeline.problems import missing_path, raise_together
 from pipeline.rundir import RunDir
 from reward.settings import Settings
 from stages.base import InputError
@@ -39,10 +40,12 @@ def inputs_of(run: RunDir, config: PipelineConfig, stage: str) -> StageInputs:
     """Collect a stage's inputs and refuse parents that do not fit.
 
     Raises:
-        InputError: SAFE01 to SAFE05 as in pipeline.model_files, STAGE01 to STAGE05 as in pipeline.parents,
+        InputError: DS01 and DS02 as in pipeline.deepspeed_file, SAFE01 to SAFE05 as in pipeline.model_files,
+            STAGE01 to STAGE05 as in pipeline.parents,
             STAGE08 parent not finished, PATH01 no such file, CONF08 no data named.
     """
     hashes = run.hashes()
+    raise_together(deepspeed_errors(config))
     require_safe_models(config)
     check_policy(config.model.path)
     path = (stage == "reward_model" and config.reward_model.path) or config.model.path

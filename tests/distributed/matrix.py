@@ -16,6 +16,8 @@ STEPS, SAVED = 4, 2
 ZERO = {0: {"zero_stage": 0}, 1: {"zero_stage": 1}, 2: {"zero_stage": 2}, 3: {"file": "zero3.json"}}
 """Small weights would stay whole under ZeRO 3 by default, so a file says otherwise."""
 MATRIX = [(zero, method) for zero in ZERO for method in METHODS]
+ZERO[4] = {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}
+BFLOAT16 = {"model": {"compute": "bfloat16"}}
 WIDE, NARROW = {"microbatch_size": 8}, {"microbatch_size": 1}
 GROUPED = {"group_by_length": True, "batch_size": 2, "microbatch_size": 1}
 """Batches so small that sorting by length changes which rows meet."""
@@ -53,6 +55,15 @@ class _Cases:
         place = {"stage": self._stage, "folder": str(self.folder / name), "base": self._base}
         return place | {"deepspeed": deepspeed, "config": settings}
 
+    def options(self) -> list[dict[str, Any]]:
+        """Settings that DeepSpeed takes part in."""
+        return [
+            self.case("two-checkpointing", "lora", 3, gradient_checkpointing=True),
+            self.case("two-offloaded", zero=4),
+            self.case("two-autocast", zero=2) | BFLOAT16,
+            self.resumed("two-offloaded", "two-offloaded-resumed", "full", 4),
+        ]
+
     def resumed(self, whole: str, name: str, *args: Any, **config: Any) -> dict[str, Any]:
         """The same from the checkpoint that the whole run leaves; it is copied when the ranks get there."""
         return self.case(name, *args, **config) | {"checkpoints_of": str(self.folder / whole), "from_step": SAVED}
@@ -76,6 +87,7 @@ def run_matrix(stage: str, folder: Path) -> Ran:
         *(case(f"alone-{method}", method) for method in METHODS),
         case("alone-wide", **WIDE),
         case("alone-grouped", **GROUPED),
+        case("alone-autocast") | BFLOAT16,
         case("alone-zero", zero=2),
     )
     launch(
@@ -85,6 +97,7 @@ def run_matrix(stage: str, folder: Path) -> Ran:
         case("two-wide", **WIDE),
         case("two-narrow", **NARROW),
         case("two-grouped", **GROUPED),
+        *(cases.options() if stage == "sft" else ()),
         resumed("alone-full", "grown", "full", 2),
         resumed("alone-prefix_tuning", "grown-prefix", "prefix_tuning", 3),
         resumed("0-lora", "other-stage", "lora", 3),

@@ -72,11 +72,24 @@ def _batched_loss(lm: torch.nn.Module, rows: list[dict], size: int) -> float:
         ("alone-wide", "alone-full"),
         ("alone-zero", "alone-full"),
         ("two-grouped", "alone-grouped"),
+        ("two-checkpointing", "alone-lora"),
+        ("two-offloaded", "alone-full"),
     ],
 )
 def test_ranks_and_accumulation_change_nothing(name: str, alone: str, ran: Ran):
     assert ran.series(name, LOSS) == pytest.approx(ran.series(alone, LOSS), **SAME)
     assert ran.series(name, NORM) == pytest.approx(ran.series(alone, NORM), **NORMS)
+
+
+def test_an_offloaded_optimizer_resumes_to_the_same_bits(ran: Ran):
+    assert ran.series("two-offloaded-resumed", LOSS) == ran.series("two-offloaded", LOSS)[SAVED:]
+    assert ran.weights("two-offloaded-resumed") == ran.weights("two-offloaded")
+
+
+def test_bfloat16_is_autocast_under_deepspeed_too(ran: Ran):
+    found, alone, full = (ran.series(name, LOSS)[:2] for name in ("two-autocast", "alone-autocast", "alone-full"))
+    assert found == pytest.approx(alone, rel=1e-5)
+    assert found != pytest.approx(full, rel=1e-4)
 
 
 @pytest.mark.parametrize(
