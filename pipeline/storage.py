@@ -137,6 +137,8 @@ def weight_shapes(path: Path) -> dict[str, list[int]] | None:
     """Shape of every weight from the headers of the safetensors files; None for a model that is not such a folder."""
     shapes: dict[str, list[int]] = {}
     for file in sorted(path.glob("*.safetensors")) if path.is_dir() else []:
+        if not file.is_file():
+            return None  # a pipe would be waited for; it is refused by those who open the model
         with file.open("rb") as stream:
             try:
                 header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
