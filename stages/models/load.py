@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 import shutil
 from dataclasses import dataclass
 from itertools import chain
@@ -74,11 +75,16 @@ def convert_gguf(file: Path) -> str:
     # save_pretrained refuses a model that still looks quantised; its weights are plain float32 by now.
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config
-    aside = folder.with_name(f".{folder.name}-{os.getpid()}")
+    aside = aside_of(folder)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     tokenizer.save_pretrained(aside)
     model.save_pretrained(aside)
     return str(put_in_place(aside, folder))
+
+
+def aside_of(folder: Path) -> Path:
+    """Where to write what will be `folder`; another one in every process on every host that shares the disk."""
+    return folder.with_name(f".{folder.name}-{platform.node()}-{os.getpid()}")
 
 
 def put_in_place(aside: Path, folder: Path) -> Path:

@@ -7,7 +7,6 @@ four roles cost little more than one.
 
 import copy
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -21,7 +20,7 @@ from stages.models.adapters import attach_adapter, continue_adapter, load_frozen
 from stages.models.config import ModelConfig, TuningConfig
 from stages.models.hub import folder_of
 from stages.models.identity import BaseIdentity, probes_of, require_same_base, weights_digest
-from stages.models.load import ModelSource, load_causal_lm, load_tokenizer, put_in_place
+from stages.models.load import ModelSource, aside_of, load_causal_lm, load_tokenizer, put_in_place
 from stages.models.peft_types import peft_config
 from stages.models.scalar import load_classifier, with_scalar_head
 from stages.models.trunk import inner_model
@@ -126,7 +125,7 @@ class Roles:
             self.trust(folder)
         if folder.is_dir():
             return folder
-        aside = folder.with_name(f".{folder.name}-{os.getpid()}")
+        aside = aside_of(folder)
         self.merged(source).save_pretrained(aside)
         load_tokenizer(source, self.trusts(source.folder)).save_pretrained(aside)
         return put_in_place(aside, folder)

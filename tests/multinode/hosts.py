@@ -52,7 +52,12 @@ def missing() -> str | None:
     packages = sorted({package for program, package in PROGRAMS.items() if shutil.which(program, path=_path()) is None})
     if os.geteuid() != 0:
         return "hosts out of namespaces need root"
-    return f"hosts out of namespaces need the Debian packages {' '.join(packages)}" if packages else None
+    if packages:
+        return f"hosts out of namespaces need the Debian packages {' '.join(packages)}"
+    spaces = ("--mount", "--uts", "--ipc", "--pid", "--net", "--fork")
+    trial = ["unshare", *spaces, "ip", "link", "add", "name", "veth0", "type", "veth", "peer", "name", "veth1"]
+    tried = subprocess.run(trial, capture_output=True, env={**os.environ, "PATH": _path()}, check=False)
+    return f"no namespaces here: {tried.stderr.decode().strip()}" if tried.returncode else None
 
 
 def _path() -> str:
