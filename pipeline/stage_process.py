@@ -45,8 +45,9 @@ def run_stage(run: RunDir, stage: str, force: bool = False, allow: Collection[st
     with listening(stop):
         job = _Job(run, config, stage, force, allow, stop, pulse, ranks)
         with watched(stage, pulse, job.folder.path, config.run.hang_timeout_s, fail):
-            _name_accelerator()
-            ranks.join(stop)
+            if not ranks.world.alone:
+                _name_accelerator()
+                ranks.join(stop)
             return _lead(job) if ranks.world.main else _follow(job)
 
 
@@ -75,7 +76,8 @@ class _Job:
 def _lead(job: _Job) -> int:
     """The stage as rank 0 or as the only rank runs it: it decides, keeps the records and tells."""
     config, stage, folder, world = job.config, job.stage, job.folder, job.ranks.world
-    inputs = inputs_of(job.run, config, stage)
+    inputs = inputs_of(job.run, config, stage)  # what is wrong with them is told before torch is imported
+    _name_accelerator()
     _return_freed_memory()
     checkpoints = _checkpoints(folder, config, inputs.identity)
     verdict = decide(folder, inputs.identity, checkpoints, job.force, job.allow)
