@@ -108,6 +108,7 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
     require_safe(folder, trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     tokenizer.name_or_path, _ = name_and_revision(source.folder)
+    tokenizer.init_kwargs.pop("local_files_only", None)  # of this machine: it would be saved with the tokenizer
     return _with_padding(tokenizer, source.folder)
 
 

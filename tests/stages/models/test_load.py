@@ -69,6 +69,11 @@ AWKWARD = {
 }
 
 
+def test_a_saved_tokenizer_says_nothing_of_the_machine(tmp_path: Path):
+    load_tokenizer(saved(toy_tokenizer(), tmp_path / "first")).save_pretrained(tmp_path / "second")
+    assert "local_files_only" not in (tmp_path / "second/tokenizer_config.json").read_text()
+
+
 @pytest.mark.parametrize("case", AWKWARD)
 def test_the_padding_token_is_an_id_of_the_vocabulary_that_is_not_eos(case: str, tmp_path: Path):
     tokens, special, roles, expected = AWKWARD[case]
