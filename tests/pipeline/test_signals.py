@@ -7,6 +7,7 @@ import pytest
 
 LISTENER = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` silences it
 from pipeline.signals import listening
 from stages.stopping import StopRequest
 stop = StopRequest()
@@ -18,6 +19,7 @@ sys.exit(128 + stop.signal)
 
 RELAY = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` silences it
 from pipeline.signals import Relay
 with Relay().installed() as relay:
     child = relay.start([sys.executable, "-c", "import signal, sys; sys.stdin.read()"], os.environ, waits=False)

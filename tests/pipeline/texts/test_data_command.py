@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from trl import SFTTrainer
 
 from pipeline import cli
 from pipeline.config_loading import load_config
@@ -38,7 +37,7 @@ def trained_on(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[list[tu
     """(id, whether it carries loss) of every token of every row in the batches that SFT's trainer gets."""
     seen: list[list[tuple[int, bool]]] = []
 
-    class Watched(SFTTrainer):
+    class Watched(sft_stage._Trainer):
         def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
             fields = [inputs[name].tolist() for name in ("input_ids", "labels", "attention_mask")]
             for row in zip(*fields, strict=True):
@@ -46,7 +45,7 @@ def trained_on(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[list[tu
                 seen.append([(i, n > 0 and label != -100) for n, (i, label) in enumerate(tokens)])
             return super().training_step(model, inputs, *rest)
 
-    monkeypatch.setattr(sft_stage, "SFTTrainer", Watched)
+    monkeypatch.setattr(sft_stage, "_Trainer", Watched)
     config = load_config("config.yaml", ["sft.samples=0", *overrides])
     sft_stage.run_sft(config.sft, ModelConfig(path="./base"), Path("demonstrations.jsonl"), None, context(Path("sft")))
     return sorted(seen)
