@@ -106,7 +106,7 @@ def run_stage(run: RunDir, log: Path, variables: Mapping[str, str] | None = None
     import torch  # noqa: F401  once here, not in each of hundreds of processes
 
     def action() -> None:
-        stage_process._TRAINING["sft"] = train  # in the child alone: other rows train in this process
+        stage_process.TRAINING["sft"] = train  # in the child alone: other rows train in this process
         cli.main(["stage", "sft", str(run.path), *options])
 
     return in_child(action, log, variables or {})
