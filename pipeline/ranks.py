@@ -2,12 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.checkpoints import CheckpointManager
 from pipeline.shared_checkpoints import SharedCheckpoints
-from pipeline.tracking import Trackers
 from stages.base import Checkpoints, InputError
 from stages.stopping import StopRequest
 from stages.world import World
@@ -58,10 +56,6 @@ class Ranks:
     def store(self, checkpoints: CheckpointManager) -> Checkpoints:
         """The checkpoints as the stage of this rank uses them."""
         return checkpoints if self.world.alone else SharedCheckpoints(checkpoints, self.world)
-
-    def tracker(self, opened: Callable[[], Trackers]) -> Trackers:
-        """Rank 0's trackers; the others log nowhere."""
-        return opened() if self.world.main else Trackers([])
 
     def cause(self, error: Exception) -> Exception:
         """`error`, or that another rank is gone where that is all it says."""

@@ -16,23 +16,20 @@ from stages.batch_split import BatchSplit
 from stages.deepspeed_config import DeepSpeedConfig
 from stages.deepspeed_json import deepspeed_json, zero_stage
 from stages.deepspeed_start import join_ranks, limit_waiting
-from stages.engine import TorchEngine
-from stages.world import World
+from stages.engine import TorchEngine, TorchEngines
 
 
 @dataclass(frozen=True)
-class DeepSpeedEngines:
+class DeepSpeedEngines(TorchEngines):
     """Puts models under DeepSpeed, each under an engine of its own."""
 
-    settings: DeepSpeedConfig
-    world: World
+    settings: DeepSpeedConfig = DeepSpeedConfig()
 
     def __post_init__(self) -> None:
         join_ranks(self.world.timeout_s)
 
     @property
     def splits_weights(self) -> bool:
-        """Whether models exist in parts alone, so that roles cannot share the tensors of one base."""
         return self.stage == 3
 
     @property
@@ -46,7 +43,6 @@ class DeepSpeedEngines:
         schedule: Callable[[int], float],
         max_grad_norm: float,
     ) -> "DeepSpeedEngine":
-        """An engine for a model and its own optimizer over its trainable parameters."""
         return DeepSpeedEngine(self, module, optimizer, schedule, max_grad_norm)
 
     def frozen(self, module: nn.Module) -> nn.Module:
@@ -114,15 +110,8 @@ class DeepSpeedEngine(TorchEngine):
     def sampling(self) -> AbstractContextManager:
         return self.whole() if self._gathers else nullcontext()
 
-    def state_dict(self) -> dict:
-        if not self._stage:
-            return super().state_dict()
-        weights = {name: zero_state.weight(p) for name, p in self.trained()}
-        return {
-            "weights": weights,
-            "optimizer": self._moments(),
-            "scheduler": {"last_epoch": self._scheduler.last_epoch},
-        }
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: zero_state.weight(p) for name, p in self.trained()} if self._stage else super()._weights()
 
     def _moments(self) -> dict:
         if not self._stage:

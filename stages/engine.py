@@ -43,28 +43,6 @@ class Engine(Protocol):
     def load_state_dict(self, state: dict) -> None: ...
 
 
-class Engines(Protocol):
-    """Makes the engines of one stage."""
-
-    world: World
-
-    @property
-    def splits_weights(self) -> bool:
-        """Whether models exist in parts alone, so that roles cannot share the tensors of one base."""
-
-    def trained(
-        self,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        schedule: Callable[[int], float],
-        max_grad_norm: float,
-    ) -> "TorchEngine":
-        """An engine for a model and its own optimizer over its trainable parameters."""
-
-    def frozen(self, module: nn.Module) -> nn.Module:
-        """The module as it is used when nothing trains it."""
-
-
 def linear_to_zero(total: int, warmup: int) -> Callable[[int], float]:
     """Factor of the learning rate before optimizer step k: warm-up, then a line that reaches 0 after `total`."""
     return lambda k: min(1.0, (k + 1) / (warmup + 1)) * max(0.0, (total - k) / total)
@@ -123,7 +101,7 @@ class TorchEngine:
     def state_dict(self) -> dict:
         """Trained weights, Adam moments and schedule."""
         return {
-            "weights": {name: p.detach() for name, p in self.trained()},
+            "weights": self._weights(),
             "optimizer": self._moments(),
             "scheduler": {"last_epoch": self._scheduler.last_epoch},
         }
@@ -140,6 +118,9 @@ class TorchEngine:
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that an optimizer changes, by name, in its order."""
         return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.trained()}
 
     def _moments(self) -> dict:
         """Adam's state of each parameter by its number."""
@@ -159,10 +140,14 @@ class TorchEngine:
 
 @dataclass(frozen=True)
 class TorchEngines:
-    """One process with plain torch."""
+    """Makes the engines of one stage: here of one process with plain torch."""
 
     world: World = ALONE
-    splits_weights: bool = False
+
+    @property
+    def splits_weights(self) -> bool:
+        """Whether models exist in parts alone, so that roles cannot share the tensors of one base."""
+        return False
 
     def trained(
         self,
@@ -171,7 +156,9 @@ class TorchEngines:
         schedule: Callable[[int], float],
         max_grad_norm: float,
     ) -> TorchEngine:
+        """An engine for a model and its own optimizer over its trainable parameters."""
         return TorchEngine(module, optimizer, schedule, max_grad_norm)
 
     def frozen(self, module: nn.Module) -> nn.Module:
+        """The module as it is used when nothing trains it."""
         return module

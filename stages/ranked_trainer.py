@@ -6,6 +6,7 @@ once, and the state is written whole (stages/trained_state.py). Without `ranked`
 
 import math
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -40,16 +41,16 @@ class Ranked:
     """Whether rows of similar length are put into one batch."""
 
 
-class RankedTrainer(Trainer):
+class RankedTrainer(Trainer, ABC):
     """Mixin before a trainer of TRL."""
 
     ranked: Ranked | None = None
     outputs_finite: Callable[[], bool] = staticmethod(lambda: True)
     """Whether all that the model has said in this training step, on this rank, is finite."""
 
+    @abstractmethod
     def collate_weighted(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of rows with their weights, of which those of weight 0 must not count."""
-        raise NotImplementedError
 
     def get_train_dataloader(self) -> DataLoader:
         if self.ranked is None:

@@ -13,7 +13,7 @@ from reward.learned import ModelTerm
 from reward.mixture import FunctionTerm, RewardMixture
 from stages.base import InputError
 from stages.data import read_demonstrations, read_prompts
-from stages.engine import SCHEDULES, Engines, TorchEngine, TorchEngines
+from stages.engine import SCHEDULES, TorchEngine, TorchEngines
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.heads import PolicyModel, ScoreModel
 from stages.models.load import load_tokenizer, neutral_generation_config, source_of, stop_ids
@@ -46,7 +46,7 @@ class PPOBuilder:
         seed: int,
         trunk: TrunkConfig = NO_FROZEN_LAYERS,
         on_forward: Callable[[], None] = lambda: None,
-        engines: Engines | None = None,
+        engines: TorchEngines | None = None,
     ):
         self.config, self.model, self.terms, self.seed = config, model, terms, seed
         self.engines = engines or TorchEngines()

@@ -6,7 +6,7 @@ from pathlib import Path
 from reward.config import RewardTerm
 from stages.base import StageContext, StageResult
 from stages.deepspeed_config import DeepSpeedConfig
-from stages.engine import Engines, TorchEngines
+from stages.engine import TorchEngines
 from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.ppo.builder import PPOBuilder
@@ -56,10 +56,10 @@ def run_ppo(
     return replace(loop.run(), details=counts)
 
 
-def _engines(deepspeed: DeepSpeedConfig | None, context: StageContext) -> Engines:
+def _engines(deepspeed: DeepSpeedConfig | None, context: StageContext) -> TorchEngines:
     """DeepSpeed where the config or the number of ranks asks for it; without, it is not even imported."""
     if deepspeed is None and context.world.alone:
         return TorchEngines()
     from stages.deepspeed_engine import DeepSpeedEngines
 
-    return DeepSpeedEngines(deepspeed or DeepSpeedConfig(), context.world)
+    return DeepSpeedEngines(context.world, deepspeed or DeepSpeedConfig())
