@@ -58,7 +58,7 @@ def run_evaluation(
         for name, source in sources.items()
         if source
     }
-    reward, scorers = builder.reward()
+    reward, scorers = builder.rewards.mixture, builder.rewards.scorers
     shared = builder.trunk(builder.reference_lm, [*policies.values(), *(s.classifier for s in scorers)])
     evaluator = Evaluator(
         builder.policy(builder.reference_lm),

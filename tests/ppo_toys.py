@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
-from reward.mixture import FunctionTerm, RewardMixture
+from reward.mixture import FunctionScores, RewardMixture, Term
 from stages.engine import SCHEDULES, TorchEngine
 from stages.models.heads import PolicyModel, ScoreModel
 from stages.models.trunk import NoTrunk
@@ -74,7 +74,7 @@ class Problem:
         def look_up(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
             return [table[pair] for pair in zip(prompts, completions, strict=True)]
 
-        return RewardMixture([FunctionTerm("table", 1.0, look_up, {})])
+        return RewardMixture([Term("table", 1.0, FunctionScores("table", look_up, {}))])
 
     @torch.no_grad()
     def logprobs(self, lm: nn.Module, temperature: float) -> Tensor:

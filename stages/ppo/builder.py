@@ -7,10 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from reward.base import resolve
 from reward.config import RewardTerm
-from reward.learned import ModelTerm
-from reward.mixture import FunctionTerm, RewardMixture
 from stages.base import InputError
 from stages.data import read_demonstrations, read_prompts
 from stages.engine import SCHEDULES, TorchEngine, TorchEngines
@@ -24,9 +21,9 @@ from stages.models.trunk import FrozenTrunk, NoTrunk, shares_layers, unwrapped
 from stages.ppo.config import PPOConfig
 from stages.ppo.ema import EMA
 from stages.ppo.kl import AdaptiveKL, FixedKL
-from stages.ppo.learned_reward import LearnedReward
 from stages.ppo.prompts import PromptSet, require_short
 from stages.ppo.ptx import PretrainingMix
+from stages.ppo.rewards import RewardBuilder
 from stages.ppo.scores import RunningMoments, ScoreRule
 from stages.ppo.trainer import PPOTrainer
 from stages.render import Renderer
@@ -81,7 +78,7 @@ class PPOBuilder:
     def trainer(self, demonstrations: Path | None) -> PPOTrainer:
         """The trainer with all its parts."""
         config = self.config
-        reward, scorers = self.reward()
+        reward = self.rewards.mixture
         value = self.value()
         if config.gradient_checkpointing:
             for trained in (self.policy_lm, value.classifier):
@@ -104,7 +101,7 @@ class PPOBuilder:
             else FixedKL(config.kl_coef),
             sampler=self.sampler(self.seed),
             decode=self.renderer.decode,
-            trunk=self.trunk(self.policy_lm, [m.classifier for m in (value, *scorers)]),
+            trunk=self.trunk(self.policy_lm, [m.classifier for m in (value, *self.rewards.scorers)]),
             seed=self.seed,
             world=self.engines.world,
             ptx=self.ptx(demonstrations) if config.ptx_coef else None,
@@ -138,31 +135,17 @@ class PPOBuilder:
         schedule = SCHEDULES[config.lr_schedule](updates, config.warmup_steps)
         return self.engines.trained(module, optimizer, schedule, config.max_grad_norm)
 
-    def reward(self) -> tuple[RewardMixture, list[ScoreModel]]:
-        """The reward, and the reward models in it that read the policy's own ids."""
-        parts = [
-            self._learned(t).as_term(self.tokenizer, self.engines.frozen)
-            if t.model
-            else FunctionTerm(t.name, t.weight, resolve(t.function), t.arguments, t.limit)
-            for t in self.terms
-        ]
-        return RewardMixture(parts), [p.model for p in parts if isinstance(p, ModelTerm)]
-
-    def _learned(self, term: RewardTerm) -> LearnedReward:
-        final = self.reward_folder if term.model == "reward_model" else Path(term.model)
-        if final is None:
-            raise InputError(
-                "STAGE03",
-                "the reward has a model term but there is no reward_model stage",
-                fix="enable reward_model, or use a function term",
-            )
-        return LearnedReward(final, term, self.roles, self.model.compute)
+    @cached_property
+    def rewards(self) -> RewardBuilder:
+        """The reward and its parts."""
+        compute, spread = self.model.compute, self.engines.frozen
+        return RewardBuilder(self.terms, self.reward_folder, self.roles, compute, self.tokenizer, spread)
 
     def value(self) -> ScoreModel:
         """A value model that starts as the (centred) reward model, or at 0 without one that reads the policy's ids."""
-        learned = [self._learned(t) for t in self.terms if t.model == "reward_model"]
-        if learned and learned[0].reads(self.tokenizer):
-            return learned[0].value_model(self.config.tuning)
+        copied = self.rewards.value_model(self.config.tuning)
+        if copied is not None:
+            return copied
         head = self.roles.value_from_policy(self.start, self.config.tuning, self.tokenizer.pad_token_id)
         return ScoreModel(head.to(device()), compute=self.model.compute).eval()
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from reward.config import RewardTerm
-from reward.learned import ModelTerm, RereadModelTerm
+from reward.learned import ModelScores, RereadScores
 from stages.models.config import TuningConfig
 from stages.models.heads import ScoreModel
 from stages.models.load import ModelSource, load_tokenizer, same_reading, source_of
@@ -23,7 +23,7 @@ REREAD_BATCH = 32
 
 @dataclass(frozen=True)
 class LearnedReward:
-    """The reward model in a `final/` folder, as one term of the reward."""
+    """The reward model in a `final/` folder, as the source of a term."""
 
     final: Path
     term: RewardTerm
@@ -61,15 +61,15 @@ class LearnedReward:
         std = self.statistics.std if self.term.standardise else 1.0
         return ScoreModel(classifier, self.statistics.mean, std, self.compute).eval()
 
-    def as_term(
+    def as_source(
         self, tokenizer: PreTrainedTokenizerBase, spread: Callable[[nn.Module], nn.Module] = lambda module: module
-    ) -> ModelTerm | RereadModelTerm:
-        """The term for a policy with this tokenizer; said once when texts have to be decoded and encoded again.
+    ) -> ModelScores | RereadScores:
+        """The scores for a policy with this tokenizer; said once when texts have to be decoded and encoded again.
 
         `spread` may split the weights of a model that reads the policy's ids, in step with all ranks.
         """
         if self.reads(tokenizer):
-            return ModelTerm(self.term.name, self.term.weight, spread(self.scorer))
+            return ModelScores(spread(self.scorer))
         print(
             f"reward model {self.final} has a tokenizer or template of its own: "
             "completions are decoded and rendered again for it",
@@ -81,4 +81,4 @@ class LearnedReward:
             texts = [render.pair(p, c).ids for p, c in zip(prompts, completions, strict=True)]
             return raw_scores(self.scorer, texts, self.tokenizer.pad_token_id, REREAD_BATCH)
 
-        return RereadModelTerm(self.term.name, self.term.weight, score)
+        return RereadScores(score)

@@ -13,8 +13,8 @@ import torch
 from reward.base import RewardError, resolve
 from reward.config import RewardTerm
 from reward.contract import checked, scores_of
-from reward.learned import ModelTerm
-from reward.mixture import FunctionTerm, RewardMixture, Texts
+from reward.learned import ModelScores
+from reward.mixture import FunctionScores, RewardMixture, Term, Texts
 
 TEXTS = Texts(["p1", "p2"], ["ab", "abcd"], {"label": [1, 0]})
 SIGNATURE = "needs (prompts, completions, **columns); fix: add the missing parameters"
@@ -209,7 +209,10 @@ def test_a_column_that_the_data_lacks_is_told_before_the_call():
 
 def test_the_score_is_the_weighted_sum_and_the_parts_are_unweighted():
     mixture = RewardMixture(
-        [FunctionTerm("length", 0.5, length, {}), FunctionTerm("labels", -2.0, labels, {"scale": 3.0})]
+        [
+            Term("length", 0.5, FunctionScores("length", length, {})),
+            Term("labels", -2.0, FunctionScores("labels", labels, {"scale": 3.0})),
+        ]
     )
     scores, parts = mixture(TEXTS, unread)
     assert scores.tolist() == [0.5 * 2 - 2 * 3, 0.5 * 4]
@@ -224,13 +227,13 @@ def test_columns_and_arguments_reach_the_function():
         seen.update(columns, prompts=prompts, completions=completions)
         return [0.0, 0.0]
 
-    RewardMixture([FunctionTerm("spy", 1.0, spy, {"threshold": 2})])(TEXTS, unread)
+    RewardMixture([Term("spy", 1.0, FunctionScores("spy", spy, {"threshold": 2}))])(TEXTS, unread)
     assert seen == {"prompts": ["p1", "p2"], "completions": ["ab", "abcd"], "label": [1, 0], "threshold": 2}
 
 
 def test_a_model_term_is_read_from_the_rollout():
     model = object()
-    terms = [ModelTerm("model", 2.0, model), FunctionTerm("length", 1.0, length, {})]
+    terms = [Term("model", 2.0, ModelScores(model)), Term("length", 1.0, FunctionScores("length", length, {}))]
     scores, parts = RewardMixture(terms)(TEXTS, lambda asked: torch.tensor([1.0, -1.0]) if asked is model else None)
     assert scores.tolist() == [4.0, 2.0]
     assert parts["model"].tolist() == [1.0, -1.0]
@@ -238,7 +241,10 @@ def test_a_model_term_is_read_from_the_rollout():
 
 def test_two_terms_of_one_function_count_both():
     """Two reward models are both called `model`; one function may be used with two sets of arguments."""
-    terms = [FunctionTerm("labels", 1.0, labels, {"scale": 1.0}), FunctionTerm("labels", 1.0, labels, {"scale": 10.0})]
+    terms = [
+        Term("labels", 1.0, FunctionScores("labels", labels, {"scale": 1.0})),
+        Term("labels", 1.0, FunctionScores("labels", labels, {"scale": 10.0})),
+    ]
     scores, parts = RewardMixture(terms)(TEXTS, unread)
     assert scores.tolist() == [11.0, 0.0]
     assert len(parts) == 2
@@ -246,7 +252,7 @@ def test_two_terms_of_one_function_count_both():
 
 def test_what_a_function_returns_is_checked_on_every_call():
     returned = [[1.0, 2.0], [1.0]]
-    term = FunctionTerm("flaky", 1.0, lambda prompts, completions, **columns: returned.pop(0), {})
+    term = FunctionScores("flaky", lambda prompts, completions, **columns: returned.pop(0), {})
     assert term(TEXTS, unread).tolist() == [1.0, 2.0]
     assert (
         message(term, TEXTS, unread)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reward.config import RewardTerm
-from reward.learned import ModelTerm, RereadModelTerm
+from reward.learned import ModelScores, RereadScores
 from reward.mixture import Texts
 from stages.base import StageResult
 from stages.models.config import ModelConfig, TuningConfig
@@ -59,7 +59,7 @@ def test_a_reward_model_of_another_base_that_reads_the_same_ids(architecture: st
     base, other = policy_base(tmp_path), save_toy(tmp_path / "other", architecture, seed=7)
     final = trained_reward_model(tmp_path, other, tuning).final
     learned = LearnedReward(final, TERM, Roles(ModelConfig(path=str(base))), "float32")
-    assert isinstance(learned.as_term(load_tokenizer(source_of(base))), ModelTerm)
+    assert isinstance(learned.as_source(load_tokenizer(source_of(base))), ModelScores)
     tracker = ppo(tmp_path, base, final)
     assert tracker.series("objective/kl")[0] == 0.0
     assert tracker.series("value/explained_variance")[0] != 0.0, "the value model starts as the reward model"
@@ -79,8 +79,8 @@ def test_a_reward_model_with_its_own_template_or_vocabulary_reads_decoded_texts(
     learned = LearnedReward(final, TERM, Roles(ModelConfig(path=str(base))), "float32")
     own = load_tokenizer(source_of(base))
     assert not learned.reads(own)
-    term = learned.as_term(own)
-    assert isinstance(term, RereadModelTerm)
+    term = learned.as_source(own)
+    assert isinstance(term, RereadScores)
     assert capsys.readouterr().out.count("completions are decoded and rendered again for it") == 1
 
     prompts = ["the film", [{"role": "user", "content": "a plot"}]]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from reward.learned import ModelTerm
-from reward.mixture import RewardMixture
+from reward.learned import ModelScores
+from reward.mixture import RewardMixture, Term
 from stages.base import Diverged
 from stages.models.heads import ScoreModel
 from tests.ppo_checks import SMALL, experience_of, same, small_gpt2, small_tabular, weights
@@ -138,7 +138,7 @@ def test_a_score_that_is_not_finite_stops_the_run_before_any_weight_moves() -> N
     scalars = torch.zeros(1, len(child))
     scalars[0, child[child[0, 4], STOP]] = 1e38  # prompt `d`, stopped at once: infinite after the division
     broken = ScoreModel(TabularScorer(child, scalars), std=1e-10).requires_grad_(False)
-    toy.trainer.reward = RewardMixture([ModelTerm("broken", 1.0, broken)])
+    toy.trainer.reward = RewardMixture([Term("broken", 1.0, ModelScores(broken))])
     batch = toy.batch()
     rollout = toy.trainer.sampler(toy.policy, batch.ids, batch.episodes)
     bad = [

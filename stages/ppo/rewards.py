@@ -1,0 +1,63 @@
+"""From the terms of the config to the reward that PPO maximises."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from reward.base import resolve
+from reward.config import RewardTerm
+from reward.learned import ModelScores
+from reward.mixture import FunctionScores, RewardMixture, Source, Term
+from stages.base import InputError
+from stages.models.config import TuningConfig
+from stages.models.heads import ScoreModel
+from stages.models.roles import Roles
+from stages.ppo.learned_reward import LearnedReward
+
+
+@dataclass(frozen=True)
+class RewardBuilder:
+    """Makes the sources of all terms, once."""
+
+    terms: list[RewardTerm]
+    own: Path | None
+    """`final/` of this run's reward_model stage."""
+    roles: Roles
+    compute: str
+    tokenizer: PreTrainedTokenizerBase
+    """The policy's."""
+    spread: Callable[[nn.Module], nn.Module]
+    """May split the weights of a frozen model over the ranks."""
+
+    @cached_property
+    def mixture(self) -> RewardMixture:
+        return RewardMixture([Term(term.name, term.weight, self._source(term)) for term in self.terms])
+
+    @property
+    def scorers(self) -> list[ScoreModel]:
+        """The reward models in it that read the policy's own ids."""
+        return [term.source.model for term in self.mixture.terms if isinstance(term.source, ModelScores)]
+
+    def value_model(self, tuning: TuningConfig) -> ScoreModel | None:
+        """A trainable copy of this run's reward model; None without one that reads the policy's ids."""
+        learned = [self._learned(term) for term in self.terms if term.model == "reward_model"]
+        return learned[0].value_model(tuning) if learned and learned[0].reads(self.tokenizer) else None
+
+    def _source(self, term: RewardTerm) -> Source:
+        if term.model:
+            return self._learned(term).as_source(self.tokenizer, self.spread)
+        return FunctionScores(term.name, resolve(term.function), term.arguments, term.limit)
+
+    def _learned(self, term: RewardTerm) -> LearnedReward:
+        final = self.own if term.model == "reward_model" else Path(term.model)
+        if final is None:
+            raise InputError(
+                "STAGE03",
+                "the reward has a model term but there is no reward_model stage",
+                fix="enable reward_model, or use a function term",
+            )
+        return LearnedReward(final, term, self.roles, self.compute)
