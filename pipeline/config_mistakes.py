@@ -1,8 +1,6 @@
 """What is wrong with a config: each mistake, its place, what was found and expected. Imports no torch."""
 
 import re
-import types
-import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from pydantic_core import ErrorDetails
 from pipeline.config import PipelineConfig
 from pipeline.config_rest import without
 from pipeline.config_secrets import secrets_in
+from pipeline.config_sections import children, is_union, sections
 from pipeline.problems import nearest
 from pipeline.strict_yaml import Document, KeyPath
 from reward.settings import Settings
@@ -37,8 +36,8 @@ Mistake = tuple[KeyPath, InputError]
 
 def fill_empty_sections(values: dict[str, Any], model: type[Settings] = PipelineConfig) -> None:
     """Replace null sections by empty ones: a section whose lines are all comments means the defaults."""
-    for name, kind, listed in _sections(model):
-        optional = _is_union(model.model_fields[name].annotation)
+    for name, kind, listed in sections(model):
+        optional = is_union(model.model_fields[name].annotation)
         if name in values and values[name] is None and not listed and not optional:
             values[name] = {}
         if isinstance(values.get(name), dict):
@@ -62,39 +61,15 @@ def find_mistakes(document: Document, source: Path) -> list[Mistake]:
     return mistakes
 
 
-def _sections(model: type[Settings]) -> Iterator[tuple[str, type[Settings], bool]]:
-    """Fields of a section that are sections: name, class, whether it is a list of them."""
-    for name, info in model.model_fields.items():
-        options = typing.get_args(info.annotation) if _is_union(info.annotation) else (info.annotation,)
-        for option in options:
-            listed = typing.get_origin(option) is list
-            kind = typing.get_args(option)[0] if listed else option
-            if isinstance(kind, type) and issubclass(kind, Settings):
-                yield name, kind, listed
-
-
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
-
-
-def _children(values: dict[str, Any], model: type[Settings], path: KeyPath) -> Iterator[tuple[Any, type, KeyPath]]:
-    for name, kind, listed in _sections(model):
-        value = values.get(name)
-        if listed and isinstance(value, list):
-            yield from ((item, kind, (*path, name, i)) for i, item in enumerate(value))
-        elif not listed and name in values and value is not None:
-            yield value, kind, (*path, name)
-
-
 def _unknown_keys(values: dict[str, Any], model: type[Settings], path: KeyPath) -> Iterator[KeyPath]:
     yield from ((*path, name) for name in values if name not in model.model_fields)
-    for value, kind, where in _children(values, model, path):
+    for value, kind, where in children(values, model, path):
         if isinstance(value, dict):
             yield from _unknown_keys(value, kind, where)
 
 
 def _misshapen_sections(document: Document, model: type[Settings], path: KeyPath) -> Iterator[Mistake]:
-    for value, kind, where in _children(_at(document.values, path), model, path):
+    for value, kind, where in children(_at(document.values, path), model, path):
         if isinstance(value, dict):
             yield from _misshapen_sections(document, kind, where)
         else:
@@ -113,7 +88,13 @@ def _all_details(values: dict[str, Any], unknown: Sequence[KeyPath]) -> list[Err
     seen = {(d["loc"], d["msg"]) for d in details}
     if unknown:
         details += [d for d in _details(without(values, unknown)) if (d["loc"], d["msg"]) not in seen]
-    return [d for d in details if d["type"] != "extra_forbidden"]
+    return [d for d in details if d["type"] != "extra_forbidden" and not _is_about_word(d, values)]
+
+
+def _is_about_word(detail: ErrorDetails, values: dict[str, Any]) -> bool:
+    """Whether it says which words could stand where a section is given, which may be there too."""
+    path = _existing(detail["loc"], values)
+    return detail["type"] == "literal_error" and len(path) < len(detail["loc"]) and isinstance(_at(values, path), dict)
 
 
 def _details(values: dict[str, Any]) -> list[ErrorDetails]:
@@ -142,13 +123,12 @@ def _wrong_values(details: Sequence[ErrorDetails], document: Document, source: P
 
 
 def _existing(loc: KeyPath, values: Any) -> KeyPath:
-    """The part of pydantic's location that is a path in the config; the rest names a member of a union."""
+    """The parts of pydantic's location that are a path in the config; the others name members of unions."""
     path: KeyPath = ()
     for part in loc:
         inside = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
-        if not inside:
-            break
-        values, path = values[part], (*path, part)
+        if inside:
+            values, path = values[part], (*path, part)
     return path
 
 
@@ -175,6 +155,8 @@ def _expected(detail: ErrorDetails) -> str:
         return f"at least {detail['ctx']['min_length']} of them"
     if detail["type"] == "string_pattern_mismatch":
         return f"text like {detail['ctx']['pattern']}"
+    if detail["type"] == "model_type":
+        return "a section of `key: value` lines"
     return _PLAINER.get(told, told)
 
 
@@ -215,7 +197,7 @@ def _meant(path: KeyPath) -> str | None:
 
 def _known_keys(model: type[Settings], prefix: str) -> Iterator[tuple[str, type[Settings]]]:
     yield from ((prefix + name, model) for name in model.model_fields)
-    for name, kind, _ in _sections(model):
+    for name, kind, _ in sections(model):
         yield from _known_keys(kind, f"{prefix}{name}.")
 
 

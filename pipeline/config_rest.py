@@ -19,12 +19,12 @@ _JUDGED_TOGETHER: tuple[KeyPath, ...] = (
 
 
 def without(values: Any, removed: Sequence[KeyPath], path: KeyPath = ()) -> Any:
-    """Plain values without some keys."""
+    """Plain values without some keys and list items."""
     if isinstance(values, dict):
         kept = {k: v for k, v in values.items() if (*path, k) not in removed}
         return {k: without(v, removed, (*path, k)) for k, v in kept.items()}
     if isinstance(values, list):
-        return [without(v, removed, (*path, i)) for i, v in enumerate(values)]
+        return [without(v, removed, (*path, i)) for i, v in enumerate(values) if (*path, i) not in removed]
     return values
 
 

@@ -33,7 +33,7 @@ def check_rewards(config: PipelineConfig, rows: Rows, found: Findings) -> None:
                 found.errors.append(InputError(outcome.code, outcome.problem, outcome.fix))
             told.add(str(outcome))
         elif outcome:
-            scores = ", ".join(f"{score:.3g}" for score in outcome)
+            scores = ", ".join("-" if score is None else f"{score:.3g}" for score in outcome)
             found.passed(part, f"{trial.spec} on {len(outcome)} samples: {scores}")
         else:
             found.passed(part, f"{trial.spec} is a function of prompts and completions; no samples to try it on")

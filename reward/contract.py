@@ -23,8 +23,8 @@ def scores_of(
     completions: Sequence[str],
     columns: Mapping[str, Any],
     limit: float = LIMIT,
-) -> list[float]:
-    """One finite float per completion, of magnitude `limit` at most.
+) -> list[float | None]:
+    """One finite float per completion, of magnitude `limit` at most, or None where the function does not apply.
 
     `columns` holds the data's other columns, and arguments of the config.
 
@@ -42,19 +42,19 @@ def scores_of(
 
 def checked(
     name: str, returned: Any, prompts: Sequence[Any], completions: Sequence[str], limit: float = LIMIT
-) -> list[float]:
+) -> list[float | None]:
     """What a function returned as floats, if it keeps the contract of `scores_of`."""
     scores = _listed(name, returned)
     if len(scores) != len(completions):
         problem = f"{name} returned {len(scores)} values for {len(completions)} completions"
         raise RewardError("REW01", problem, fix=_ONE_EACH)
     for i, score in enumerate(scores):
-        wrong = _wrong(score, limit)
+        wrong = None if score is None else _wrong(score, limit)
         if wrong:
             problem = f"{name} gave {_short(score)} for {_sample(i, prompts, completions)}; {wrong}"
             kind = NonFiniteScore if wrong == _NOT_FINITE else RewardError
             raise kind("REW02", problem, fix="return a finite float for every completion")
-    return [float(score) for score in scores]
+    return [None if score is None else float(score) for score in scores]
 
 
 def _listed(name: str, returned: Any) -> list[Any]:
@@ -82,6 +82,15 @@ def _wrong(score: Any, limit: float) -> str | None:
     if not math.isfinite(number):
         return _NOT_FINITE
     return f"its magnitude is above the limit {limit:g}" if abs(number) > limit else None
+
+
+def column_of(name: str, reference: str, columns: Mapping[str, Any]) -> Any:
+    """The column that a metric compares with. Raises RewardError REW04 when the prompt data has none of that name."""
+    if reference not in columns:
+        found = f"found {', '.join(columns)}" if columns else "found none beside prompt"
+        problem = f"{name} compares with the column '{reference}', which the prompt data lacks; {found}"
+        raise RewardError("REW04", problem, fix=f"add '{reference}' to the prompt rows, or correct `reference`")
+    return columns[reference]
 
 
 def _require_columns(name: str, function: RewardFunction, columns: Mapping[str, Any]) -> None:

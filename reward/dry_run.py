@@ -50,7 +50,7 @@ class Patience:
     imports: float = IMPORT_SECONDS
 
 
-def try_all(trials: Sequence[Trial], patience: Patience) -> list[list[float] | RewardError]:
+def try_all(trials: Sequence[Trial], patience: Patience) -> list[list[float | None] | RewardError]:
     """The scores of each trial, or what is wrong with the function. The trials run side by side.
 
     Mistakes are REW01 to REW04 as in reward.base and reward.contract, and REW05: not back in time.
@@ -75,7 +75,7 @@ class _Running:
         with (folder / "question").open() as question, self._answer.open("wb") as out:
             self._process = _start(question.fileno(), out, self._complaints)
 
-    def outcome(self) -> list[float] | RewardError:
+    def outcome(self) -> list[float | None] | RewardError:
         """Waits for the answer, and not longer than the trial's time."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(self._patience.imports + self._patience.call + _GRACE)
@@ -140,7 +140,7 @@ def main() -> None:
     os._exit(0)  # threads of the function's libraries are not waited for
 
 
-def _scores(trial: Trial, seconds: float) -> list[float]:
+def _scores(trial: Trial, seconds: float) -> list[float | None]:
     function = resolve(trial.spec)
     if not trial.prompts:
         return []

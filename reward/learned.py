@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reward.mixture import Read, Texts
+from reward.mixture import Read, Source, Texts
 
 
 @dataclass(frozen=True)
-class ModelScores:
+class ModelScores(Source):
     """Scores of the sampled ids under a reward model that reads the policy's own ids."""
 
     model: Any
@@ -23,7 +23,7 @@ class ModelScores:
 
 
 @dataclass(frozen=True)
-class RereadScores:
+class RereadScores(Source):
     """Scores under a reward model with another tokenizer or template: it reads the decoded texts in its own way."""
 
     score: Callable[[Sequence[Any], Sequence[str]], list[float]]

@@ -83,18 +83,18 @@ def run_evaluation(
     return table
 
 
-def _judged(judge: str | None, completions: Completions) -> list[float]:
+def _judged(judge: str | None, completions: Completions) -> list[float | None]:
     if judge is None:
         return []
     texts = completions.texts
     return scores_of(judge, resolve(judge), texts.prompts, texts.completions, texts.columns)
 
 
-def _estimates(completions: Completions, judged: list[float]) -> dict[str, Estimate]:
+def _estimates(completions: Completions, judged: list[float | None]) -> dict[str, Estimate]:
     """All metrics; distinct-2 is one number for all completions, its standard error by the jackknife over tenths."""
     estimates = completions.summary()
     if judged:
-        estimates = {"judge": Estimate.of(torch.tensor([float(v > 0.5) for v in judged])), **estimates}
+        estimates = {"judge": Estimate.of(torch.tensor([float(v > 0.5) for v in judged if v is not None])), **estimates}
     texts = completions.texts.completions
     leave_out = torch.tensor(
         [distinct_2([t for i, t in enumerate(texts) if i % 10 != k]) for k in range(10)], dtype=torch.float64

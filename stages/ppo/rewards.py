@@ -8,10 +8,12 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from reward import metrics
 from reward.base import resolve
-from reward.config import RewardTerm
+from reward.config import FixedNormalisation, RewardTerm
 from reward.learned import ModelScores
-from reward.mixture import FunctionScores, RewardMixture, Source, Term
+from reward.metric_config import checked_arguments
+from reward.mixture import FunctionScores, RewardMixture, Scale, Source, Term
 from stages.base import InputError
 from stages.models.config import TuningConfig
 from stages.models.heads import ScoreModel
@@ -35,7 +37,7 @@ class RewardBuilder:
 
     @cached_property
     def mixture(self) -> RewardMixture:
-        return RewardMixture([Term(term.name, term.weight, self._source(term)) for term in self.terms])
+        return RewardMixture([Term(t.label, t.weight, self._source(t), _scale(t)) for t in self.terms])
 
     @property
     def scorers(self) -> list[ScoreModel]:
@@ -50,7 +52,12 @@ class RewardBuilder:
     def _source(self, term: RewardTerm) -> Source:
         if term.model:
             return self._learned(term).as_source(self.tokenizer, self.spread)
-        return FunctionScores(term.name, resolve(term.function), term.arguments, term.limit)
+        if term.metric:
+            arguments = checked_arguments(term.metric, term.reference, term.arguments)
+            return FunctionScores(
+                f"metric {term.metric}", getattr(metrics, term.metric), arguments, 1.0, term.reference
+            )
+        return FunctionScores(term.label, resolve(term.function), term.arguments, term.limit)
 
     def _learned(self, term: RewardTerm) -> LearnedReward:
         final = self.own if term.model == "reward_model" else Path(term.model)
@@ -61,3 +68,8 @@ class RewardBuilder:
                 fix="enable reward_model, or use a function term",
             )
         return LearnedReward(final, term, self.roles, self.compute)
+
+
+def _scale(term: RewardTerm) -> Scale:
+    fixed = term.normalise if isinstance(term.normalise, FixedNormalisation) else FixedNormalisation()
+    return Scale(fixed.mean, fixed.std, term.clip)

@@ -109,6 +109,35 @@ ppo:
     ]
 
 
+def test_mistakes_in_reward_terms_name_their_line_and_key(tmp_path):
+    text = (
+        GOOD
+        + """\
+reward:
+  - {metric: bleu, reference: a, normalise: none}
+  - metric: length
+    arguments: {target: 3, tol: 1}
+  - {model: reward_model, normalise: {mean: a, stdd: 2, std: -1}}
+  - {model: reward_model, normalise: runing}
+  - function: a:b
+    standardise: true
+"""
+    )
+    assert mistakes(text, folder=tmp_path) == [
+        "[CONF02] c.yaml:6: arguments of metric length: 'tol' is unknown; "
+        "fix: its arguments are: target, tolerance, falloff, unit",
+        "[CONF02] c.yaml:7: 'reward.2.normalise.mean' is wrong; found 'a', expected a number; "
+        "fix: change 'reward.2.normalise.mean'",
+        "[CONF01] c.yaml:7: unknown key 'reward.2.normalise.stdd'; fix: did you mean 'reward.2.normalise.std'?",
+        "[CONF02] c.yaml:7: 'reward.2.normalise.std' is wrong; found -1, expected greater than 0; "
+        "fix: change 'reward.2.normalise.std'",
+        "[CONF02] c.yaml:8: 'reward.3.normalise' is wrong; found 'runing', expected 'none' or a section of "
+        "`key: value` lines; fix: change 'reward.3.normalise'",
+        "[CONF02] c.yaml:10: 'standardise' belongs to a term with model, and this one has function; "
+        "fix: remove 'standardise'",
+    ]
+
+
 def test_sampling_cuts_are_refused_with_their_reason_and_not_also_as_unknown(tmp_path):
     found = mistakes(GOOD + "ppo:\n  top_k: 50\n  stepz: 1\n", folder=tmp_path)
     assert len(found) == 2

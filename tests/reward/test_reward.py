@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from reward.base import RewardError, resolve
-from reward.config import RewardTerm
 from reward.contract import checked, scores_of
 from reward.learned import ModelScores
-from reward.mixture import FunctionScores, RewardMixture, Term, Texts
+from reward.mixture import FunctionScores, RewardMixture, Scale, Term, Texts
 
 TEXTS = Texts(["p1", "p2"], ["ab", "abcd"], {"label": [1, 0]})
 SIGNATURE = "needs (prompts, completions, **columns); fix: add the missing parameters"
@@ -132,7 +131,6 @@ def test_a_wrong_count_is_told():
     [
         (float("nan"), "expected a finite number"),
         (float("inf"), "expected a finite number"),
-        (None, "expected a number, found NoneType"),
         ("good", "expected a number, found str"),
         (True, "expected a number, found bool"),
         ([1.0], "expected a number, found list"),
@@ -147,6 +145,27 @@ def test_a_score_that_is_no_finite_number_names_its_sample(score, wrong):
     assert message(checked, "f", [1.0, score], prompts, completions) == (
         f"[REW02] f gave {score!r} for {shown}; {wrong}; fix: return a finite float for every completion"
     )
+
+
+def test_none_says_that_the_function_does_not_apply_to_a_sample():
+    assert checked("f", [1, None], ["p", "q"], ["c", "d"]) == [1.0, None]
+    term = Term("f", 2.0, FunctionScores("f", lambda prompts, completions, **columns: [None, 3], {}))
+    scores, parts = RewardMixture([term])(TEXTS, unread)
+    assert scores.tolist() == [0.0, 6.0]
+    assert parts["f"].isnan().tolist() == [True, False]
+
+
+def test_a_score_is_scaled_then_clipped_then_weighted():
+    source = FunctionScores("length", length, {})
+    term = Term("length", 3.0, source, Scale(mean=1.0, std=2.0, clip=1.0))
+    scores, parts = RewardMixture([term])(TEXTS, unread)
+    assert scores.tolist() == [3.0 * 0.5, 3.0 * 1.0]  # (2 - 1) / 2, and (4 - 1) / 2 clipped
+    assert parts["length"].tolist() == [2.0, 4.0]
+
+
+def test_a_model_that_gives_no_number_is_no_term_that_does_not_apply():
+    scores, _ = RewardMixture([Term("model", 1.0, ModelScores(None))])(TEXTS, lambda model: torch.tensor([1.0, np.nan]))
+    assert scores.isnan().tolist() == [False, True]
 
 
 def test_truth_values_of_arrays_are_no_scores():
@@ -258,15 +277,3 @@ def test_what_a_function_returns_is_checked_on_every_call():
         message(term, TEXTS, unread)
         == "[REW01] flaky returned 1 values for 2 completions; fix: return a list with one float per completion"
     )
-
-
-@pytest.mark.parametrize("term", [{}, {"model": "reward_model", "function": "a:b"}])
-def test_a_term_has_exactly_one_source(term: dict):
-    with pytest.raises(ValueError, match="a reward term needs exactly one of `model` and `function`"):
-        RewardTerm(**term)
-
-
-def test_terms_are_named_after_their_function():
-    assert RewardTerm(function="path/to/file.py:positive").name == "positive"
-    assert RewardTerm(model="reward_model").name == "model"
-    assert json.loads(RewardTerm(function="a:b").model_dump_json())["weight"] == 1.0
