@@ -14,7 +14,7 @@ from stages.models.load import source_of
 from stages.ppo.builder import PPOBuilder
 from stages.ppo.config import PPOConfig
 from stages.ppo.evaluation import Completions, Estimate, Evaluator, distinct_2
-from stages.ppo.loop import EVALUATION_SEED
+from stages.ppo.held_out import EVALUATION_SEED
 from stages.quiet import quiet_libraries
 
 Table = dict[str, dict[str, dict[str, float]]]

@@ -1,12 +1,12 @@
 """Forward passes over a rollout in microbatches. Axes: B batch, T completion tokens, S all tokens."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.models.trunk import NoTrunk
@@ -50,3 +50,18 @@ class Passes:
         for part in rows[lengths.argsort(stable=True)].split(self.size):
             cut, columns = rollout[part].trimmed()
             yield part, columns, cut
+
+
+@contextmanager
+def recomputing(modules: Sequence[nn.Module], on: bool) -> Iterator[None]:
+    """Inside, activations are recomputed if `on`: transformers does it in train mode alone.
+
+    Nothing else depends on the mode, for every dropout probability is 0.
+    """
+    for module in modules:
+        module.train(on)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.eval()

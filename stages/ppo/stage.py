@@ -12,7 +12,8 @@ from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.ppo.builder import PPOBuilder
 from stages.ppo.config import PPOConfig
 from stages.ppo.evaluation import Evaluator
-from stages.ppo.loop import EVALUATION_SEED, PPOLoop
+from stages.ppo.held_out import EVALUATION_SEED, HeldOut
+from stages.ppo.loop import PPOLoop
 from stages.quiet import quiet_libraries
 
 
@@ -44,15 +45,9 @@ def run_ppo(
         config.rollout_batch_size,
         context.world,
     )
-    loop = PPOLoop(
-        trainer=trainer,
-        prompts=builder.prompts(prompts),
-        held_out=builder.prompts(eval_prompts) if eval_prompts else None,
-        context=context,
-        publish=builder.publish,
-        compute=model.compute,
-        evaluator=evaluator,
-    )
+    shown = builder.prompts(eval_prompts) if eval_prompts else None
+    held_out = HeldOut(trainer, shown, evaluator, context, builder.publish)
+    loop = PPOLoop(trainer, builder.prompts(prompts), held_out, context, model.compute)
     return replace(loop.run(), details=counts)
 
 

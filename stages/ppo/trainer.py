@@ -3,8 +3,8 @@
 Formulas and their sources are in advantages.py, losses.py and kl.py; docs/ppo.md says why each choice was made.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from stages.ppo.health import require_finite
 from stages.ppo.kl import KLController, k1
 from stages.ppo.metrics import Metrics, Stopwatch, rollout_metrics
 from stages.ppo.minibatches import minibatches
-from stages.ppo.passes import Passes
+from stages.ppo.passes import Passes, recomputing
 from stages.ppo.prompts import PromptBatch
 from stages.ppo.ptx import PretrainingMix
 from stages.ppo.scores import ScoreRule
@@ -84,7 +84,8 @@ class PPOTrainer:
         experience, texts, parts = self.evaluate(own, batch)
         clock.begin("update")
         metrics = rollout_metrics(experience, self.kl.coef)
-        with self._recomputing():
+        trained = (self.policy.module, self.value.module)
+        with recomputing(trained, self.config.gradient_checkpointing):
             metrics |= self.optimise(experience, batch)
         self.kl.update(metrics["objective/kl"], len(experience))
         self.finished += 1
@@ -191,21 +192,6 @@ class PPOTrainer:
             self.policy.backward(self.ptx.coef * loss)
             stats["policy/ptx_loss"] = loss.detach()
         return statistics.over_ranks(stats, self.world)
-
-    @contextmanager
-    def _recomputing(self) -> Iterator[None]:
-        """Inside, activations are recomputed if so configured: transformers does it in train mode alone.
-
-        Nothing else depends on the mode, for every dropout probability is 0.
-        """
-        modules = (self.policy.module, self.value.module)
-        for module in modules:
-            module.train(self.config.gradient_checkpointing)
-        try:
-            yield
-        finally:
-            for module in modules:
-                module.eval()
 
     def averaged(self) -> AbstractContextManager:
         """Inside, the policy computes with its averaged weights, if it keeps an average."""

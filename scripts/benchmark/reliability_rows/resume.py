@@ -62,7 +62,7 @@ def controls(work: Path, quick: bool) -> Figure:
 
 def _ppo_changes(chain: ExactChain) -> dict[str, Callable[[Path], None]]:
     """What takes each part of PPO's state away, by its name."""
-    from stages.ppo.loop import Best
+    from stages.ppo.held_out import Best
     from stages.ppo.state import load_state, save_state
 
     forgotten = {"best": asdict(Best()), "evaluated": chain.steps}  # an older `evaluated` costs a repetition, no bit

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from stages.base import Diverged, StageContext
+from stages.ppo.held_out import HeldOut
 from stages.ppo.loop import PPOLoop
 from stages.ppo.prompts import PromptSet
 from stages.progress import Progress
@@ -30,7 +31,8 @@ def loop(**config: Any) -> PPOLoop:
     toy = small_gpt2(**config)
     prompts = PromptSet(toy.problem.prompts, [text(p) for p in toy.problem.prompts], {})
     context = StageContext(Path("unused"), Recorder(), checkpoints=None, seed=0)
-    return PPOLoop(toy.trainer, prompts, None, context, publish=None, compute="float32", evaluator=None)
+    held_out = HeldOut(toy.trainer, None, None, context, publish=None)
+    return PPOLoop(toy.trainer, prompts, held_out, context, compute="float32")
 
 
 def test_empty_completions_are_counted_and_told(capsys: pytest.CaptureFixture[str]):
