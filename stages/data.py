@@ -97,10 +97,10 @@ def read_demonstrations(path: Path) -> list[Row]:
     return rows
 
 
-def read_preferences(path: Path) -> list[Row]:
-    """The pairs of read_pairs without those whose two sides are equal, which are counted aloud."""
+def read_preferences(path: Path) -> dict[int, Row]:
+    """The pairs of read_pairs by row number, without those whose two sides are equal, which are counted aloud."""
     pairs = read_pairs(path)
-    kept = without_equal_pairs(pairs)
+    kept = {number: row for number, row in enumerate(pairs, start=1) if not _is_equal_pair(row)}
     if len(kept) < len(pairs):
         dropped = len(pairs) - len(kept)
         print(f"{path}: dropped {dropped} of {len(pairs)} pairs whose two sides are equal", flush=True)
@@ -109,6 +109,8 @@ def read_preferences(path: Path) -> list[Row]:
 
 def read_pairs(path: Path) -> list[Row]:
     """Rows with `prompt, chosen, rejected` and, in all or none, `margin`; row n is line n.
+
+    Other columns are let through; the report on the reward model reads `source`, where a pair comes from.
 
     Raises InputError DATA01, DATA02, DATA05 (too many equal pairs), and those of read_rows.
     """

@@ -63,6 +63,12 @@ class Roles:
         """Whether Python code that comes with a folder may run."""
         return str(folder) in self._trusted
 
+    def apart(self) -> "Roles":
+        """One with the same settings that shares no weights with this one: they leave memory together with it."""
+        other = Roles(self._model, self._frozen_layers, self._on_forward)
+        other._trusted = set(self._trusted)
+        return other
+
     def frozen_base(self, base: str) -> PreTrainedModel:
         """A causal model over the one frozen copy of `base` in memory."""
         if base not in self._bases:

@@ -1,15 +1,17 @@
 """Rendered preferences as what the reward model trains on: which pairs, read at which token. Imports no TRL."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stages.base import InputError
-from stages.data import MAX_EQUAL_PAIRS, listed
-from stages.render import Rendered, Renderer, Row
+from stages.data import MAX_EQUAL_PAIRS, listed, read_preferences
+from stages.render import Rendered, Renderer, Row, rendered
 from stages.reward_model.config import RewardModelConfig
 
 SIDES = ("chosen", "rejected")
+SOURCE_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Pair:
     chosen: Rendered
     rejected: Rendered
     margin: float | None = None
+    number: int = 0
+    """Its row in the file."""
 
     @property
     def longest(self) -> int:
@@ -29,6 +33,47 @@ class Pair:
     def equal(self) -> bool:
         """Whether the two sides are the same tokens, whatever their texts are."""
         return self.chosen.ids == self.rejected.ids
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """The pairs of a file that a reward model is trained or measured on."""
+
+    path: Path
+    rows: Mapping[int, Row]
+    """All rows but those of equal sides, by number."""
+    pairs: Sequence[Pair]
+
+    def row(self, pair: Pair) -> Row:
+        """What the file says of a pair."""
+        return self.rows[pair.number]
+
+    def sources(self) -> list[str] | None:
+        """The column `source` of each pair as text, "none" where a row has none; None without the column."""
+        if all(self.row(pair).get("source") is None for pair in self.pairs):
+            return None
+        return [_as_text(self.row(pair).get("source")) for pair in self.pairs]
+
+
+def _as_text(source: object) -> str:
+    if source is None:
+        return "none"
+    text = source if isinstance(source, str) else json.dumps(source, ensure_ascii=False)
+    return text if len(text) <= SOURCE_CHARACTERS else f"{text[: SOURCE_CHARACTERS - 1]}…"
+
+
+def read_trainable(renderer: Renderer, path: Path, config: RewardModelConfig) -> Preferences:
+    """The pairs of a file that are trained on; the others are told.
+
+    Raises InputError DATA04, DATA05 as `trainable` does, and those of read_pairs.
+    """
+    rows = read_preferences(path)
+    found = rendered(rows.items(), lambda row: render_pair(renderer, row), path)
+    numbered = [replace(pair, number=number) for number, pair in zip(rows, found, strict=True)]
+    pairs, told = trainable(numbered, config, path, list(rows))
+    for line in told:
+        print(line, flush=True)
+    return Preferences(path, rows, pairs)
 
 
 def render_pair(renderer: Renderer, row: Row) -> Pair:

@@ -1,6 +1,6 @@
 """Reward-model training on TRL's RewardTrainer."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,25 @@ from trl import RewardConfig as TRLArguments
 from trl import RewardTrainer
 
 from stages.base import InputError, StageContext, StageResult
-from stages.data import read_preferences
 from stages.dealing import WEIGHT, weights
 from stages.deepspeed_config import DeepSpeedConfig
 from stages.durable import replacing
 from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.gathered import spread
-from stages.models.heads import ScoreModel
 from stages.models.load import load_tokenizer, source_of
-from stages.models.precision import device
 from stages.models.publish import is_adapter, note_base, publish
 from stages.models.roles import Roles
 from stages.quiet import quiet_libraries
 from stages.ranked_trainer import RankedTrainer
 from stages.render import Rendered, Renderer
 from stages.reward_model.config import RewardModelConfig
+from stages.reward_model.examiner import Examiner
 from stages.reward_model.pair_loss import pair_losses
-from stages.reward_model.pairs import Pair, render_pair, trainable
-from stages.reward_model.quality import mean_and_std, pair_accuracy
-from stages.reward_model.statistics import RewardStatistics, raw_scores
+from stages.reward_model.pairs import Pair, read_trainable
+from stages.reward_model.quality import mean_and_std
+from stages.reward_model.reporting import HeldOut, Scores, headline_of, measured, write_report
+from stages.reward_model.statistics import RewardStatistics
 from stages.supervision import Supervision
 
 NAMES = {
@@ -103,8 +102,8 @@ def run_reward_model(
     source = source_of(config.path or sft or model.path)
     tokenizer = load_tokenizer(source, model.trust_remote_code and config.path in (None, model.path))
     renderer = Renderer(tokenizer)
-    train_pairs = _pairs(renderer, train, config)
-    eval_pairs = _pairs(renderer, eval, config) if eval else []
+    train_pairs = read_trainable(renderer, train, config).pairs
+    held_out = read_trainable(renderer, eval, config) if eval else None
 
     torch.manual_seed(context.seed)
     roles = Roles(model, trunk.frozen_layers, context.pulse.beat)
@@ -117,7 +116,7 @@ def run_reward_model(
         model=classifier,
         processing_class=tokenizer,
         train_dataset=_dataset(train_pairs),
-        eval_dataset=_dataset(eval_pairs) if eval_pairs else None,
+        eval_dataset=_dataset(held_out.pairs) if held_out else None,
         args=TRLArguments(
             **supervision.arguments(model),
             max_length=None,
@@ -129,21 +128,24 @@ def run_reward_model(
     supervision.train(trainer)
     final = context.folder / "final"
     context.pulse.enter("publishing")
-    shown = [renderer.demonstration(r) for r in demonstrations] or [p.chosen for p in eval_pairs or train_pairs]
-    measured: dict[str, float] | None = None
+    shown = [renderer.demonstration(row) for row in demonstrations]
+    known = held_out.pairs if held_out else train_pairs
+    found: dict[str, float] | None = None
     with context.world.together(InputError):
         if context.world.main:
             saved = Roles(model, trunk.frozen_layers, context.pulse.beat) if spread(classifier) else roles
+            examiner = Examiner(config, model, saved, tokenizer, context.seed)
             with replacing(final) as aside:
                 publish(classifier.eval(), tokenizer, aside, roles)
-                saved.trust(aside)
+                saved.trust(aside, sft)
                 # All that is said of the model is measured on what was saved, loaded as PPO will load it.
-                loaded = saved.reward_model(source_of(aside)).to(device())
-                scores = Scores(ScoreModel(loaded, compute=model.compute).eval(), tokenizer.pad_token_id, config)
-                measured = _measured(scores, shown, eval_pairs, eval_pairs or train_pairs, aside)
+                tested = examiner.held_out(held_out, shown, sft) if held_out else None
+                found, report = _measured(examiner.scores(aside), shown, known, tested, aside)
+            if report:
+                write_report(context.folder, report)
         else:
             publish(classifier.eval(), tokenizer, None, roles)
-    headline = {"steps": trainer.state.global_step, "pairs": len(train_pairs)} | context.world.agreed(measured)
+    headline = {"steps": trainer.state.global_step, "pairs": len(train_pairs)} | context.world.agreed(found)
     context.tracker.log(
         {f"reward_model/eval_{k}": v for k, v in headline.items() if k.startswith("accuracy")},
         trainer.state.global_step,
@@ -152,45 +154,22 @@ def run_reward_model(
     return StageResult(final, is_adapter(final), headline, counts)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What a saved reward model says of texts, before centring."""
-
-    model: ScoreModel
-    pad_id: int
-    config: RewardModelConfig
-
-    def __call__(self, rows: list[Rendered]) -> list[float]:
-        return raw_scores(self.model, [r.ids for r in rows], self.pad_id, self.config.microbatch_size * 2)
-
-
 def _measured(
-    score: Scores, shown: list[Rendered], held_out: list[Pair], probed: list[Pair], final: Path
-) -> dict[str, float]:
-    """Write the centring constants and probes beside the model; those constants and the held-out accuracy."""
-    probes = [side for p in probed[: PROBES // 2] for side in (p.chosen, p.rejected)]
-    mean, std = mean_and_std(score(shown))
+    score: Scores, demonstrations: Sequence[Rendered], known: Sequence[Pair], tested: HeldOut | None, final: Path
+) -> tuple[dict[str, float], dict[str, Any] | None]:
+    """Write the centring constants and probes beside the model; the headline, and the report where pairs are held out.
+
+    Without demonstrations the chosen sides of `known` pairs centre the scores.
+    """
+    probes = [side for p in known[: PROBES // 2] for side in (p.chosen, p.rejected)]
+    centring = score(demonstrations or [p.chosen for p in known])
+    mean, std = mean_and_std(centring)
     RewardStatistics(mean, std, [r.ids for r in probes], score(probes)).save(final)
     found = {"demonstration_mean": mean, "demonstration_std": std}
-    return found | (_held_out(held_out, score) if held_out else {})
-
-
-def _held_out(pairs: list[Pair], score: Scores) -> dict[str, float]:
-    chosen, rejected = [p.chosen for p in pairs], [p.rejected for p in pairs]
-    accuracy = pair_accuracy(score(chosen), score(rejected))
-    length = pair_accuracy([len(r.completion_ids) for r in chosen], [len(r.completion_ids) for r in rejected])
-    print(
-        f"reward model: held-out accuracy {accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}] "
-        f"on {accuracy.n} pairs; 'longer is better' {length.value:.3f}",
-        flush=True,
-    )
-    return {
-        "accuracy": accuracy.value,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
-        "n": accuracy.n,
-        "length_baseline": length.value,
-    }
+    if tested is None:
+        return found, None
+    report = measured(score, mean, tested, centring)
+    return found | headline_of(report), report
 
 
 def _require_accuracy(config: RewardModelConfig, headline: dict[str, float]) -> None:
@@ -203,16 +182,7 @@ def _require_accuracy(config: RewardModelConfig, headline: dict[str, float]) -> 
         )
 
 
-def _pairs(renderer: Renderer, path: Path, config: RewardModelConfig) -> list[Pair]:
-    """The pairs of a file that are trained on; the others are told."""
-    rows = read_preferences(path)
-    pairs, told = trainable([render_pair(renderer, row) for row in rows], config, path)
-    for line in told:
-        print(line, flush=True)
-    return pairs
-
-
-def _dataset(pairs: list[Pair]) -> Dataset:
+def _dataset(pairs: Sequence[Pair]) -> Dataset:
     return Dataset.from_list(
         [
             {"chosen_ids": p.chosen.ids, "rejected_ids": p.rejected.ids, "length": p.longest}

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scripts import prepare_tiny
 from scripts.prepare_tiny import gold, good
-from stages.data import read_demonstrations, read_preferences, read_prompts
+from stages.data import read_demonstrations, read_pairs, read_prompts
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,14 @@ def test_the_judge_counts_completions_above_the_threshold() -> None:
 
 
 def test_chosen_has_the_higher_gold_score(folder: Path) -> None:
-    for row in read_preferences(folder / "preferences.train.jsonl"):
+    for row in read_pairs(folder / "preferences.train.jsonl"):
         assert gold(row["chosen"]) > gold(row["rejected"])
 
 
 def test_the_files_are_readable_by_the_stages_and_held_out_rows_are_new(folder: Path) -> None:
     for name, read, counts in [
         ("demonstrations", read_demonstrations, (1536, 128)),
-        ("preferences", read_preferences, (1536, 256)),
+        ("preferences", read_pairs, (1536, 256)),
         ("prompts", read_prompts, (256, 128)),
     ]:
         train, held_out = (read(folder / f"{name}.{part}.jsonl") for part in ("train", "eval"))

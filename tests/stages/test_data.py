@@ -92,7 +92,7 @@ def test_the_command_that_removes_rows_leaves_the_others(file: Path) -> None:
     rows = [{**PAIR, "prompt": f"{number}", "chosen": None if number % 2 else " best"} for number in range(1, 9)]
     told = message(read_preferences, write_rows(file, rows))
     subprocess.run(shlex.split(told.partition("at once: ")[2].removesuffix(")")), check=True)
-    assert [row["prompt"] for row in read_preferences(file)] == ["2", "4", "6", "8"]
+    assert [row["prompt"] for row in read_preferences(file).values()] == ["2", "4", "6", "8"]
     assert len(read_rows(file.with_name("data.jsonl.bak"))) == 8
 
 
@@ -105,12 +105,19 @@ def test_long_lists_of_rows_are_cut(file: Path) -> None:
 
 def test_preferences_may_have_empty_prompts_and_margins(file: Path) -> None:
     rows = [{**PAIR, "prompt": "", "margin": 0.5}, {**PAIR, "margin": 1}]
-    assert read_preferences(write_rows(file, rows)) == rows
+    assert read_preferences(write_rows(file, rows)) == {1: rows[0], 2: rows[1]}
 
 
-def test_a_few_equal_pairs_are_dropped_aloud(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_rows(file, [{**PAIR, "chosen": " worst "}, *[PAIR] * 19])
-    assert read_preferences(file) == [PAIR] * 19
+def test_other_columns_of_preferences_are_let_through(file: Path) -> None:
+    rows = [{**PAIR, "source": "forum"}, {**PAIR, "source": None}, PAIR, {**PAIR, "source": {"name": "web"}}]
+    assert list(read_preferences(write_rows(file, rows)).values()) == rows
+
+
+def test_a_few_equal_pairs_are_dropped_aloud_and_the_others_keep_their_numbers(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(file, [PAIR, {**PAIR, "chosen": " worst "}, *[PAIR] * 18])
+    assert read_preferences(file) == dict.fromkeys((1, *range(3, 21)), PAIR)
     assert capsys.readouterr().out == "data.jsonl: dropped 1 of 20 pairs whose two sides are equal\n"
 
 

@@ -1,10 +1,7 @@
 """The reward-model stage by its real entry point: what it learns, what its folder says, what it refuses."""
 
 import math
-import random
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,65 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stages.base import InputError, StageResult
-from stages.data import read_preferences
+from stages.data import read_pairs
 from stages.models.config import ModelConfig, TuningConfig
 from stages.models.heads import ScoreModel
-from stages.models.load import load_tokenizer, source_of
-from stages.models.roles import Roles
-from stages.render import Renderer
-from stages.reward_model.config import RewardModelConfig
 from stages.reward_model.quality import pair_accuracy
-from stages.reward_model.stage import run_reward_model
 from stages.reward_model.statistics import RewardStatistics, raw_scores, verify_probes
-from tests.toy_models import PAD, MemoryTracker, context, save_toy, write_rows
-
-FULL = {"method": "full"}
-LORA = {"method": "lora", "r": 4, "alpha": 8}
-STARTS = ("the film", "a plot", "my seat", "this cast", "his song", "our trip")
-GOOD, BAD = (
-    (" was a joy", " made us glad", " won my heart", " is so good!"),
-    (" was a bore", " made us sad", " lost me", " is so bad?"),
-)
-PAIRS = [{"prompt": p, "chosen": g, "rejected": b} for p in STARTS for g in GOOD for b in BAD]
-random.Random(0).shuffle(PAIRS)
-DEMONSTRATIONS = [{"prompt": p, "completion": c} for p in STARTS for c in (GOOD[0], BAD[1])]
-
-
-class Stage:
-    """A base model, preference files, and the stage on them."""
-
-    def __init__(self, folder: Path, architecture: str = "llama", **model: Any):
-        self.folder = folder
-        self.base = save_toy(folder / "base", architecture)
-        self.model = ModelConfig(path=str(self.base), **model)
-        self.train = write_rows(folder / "train.jsonl", PAIRS[1::2])
-        self.held_out = write_rows(folder / "eval.jsonl", PAIRS[::2])
-        self.tracker = MemoryTracker()
-
-    def run(self, demonstrations: list[dict] = DEMONSTRATIONS, held_out: bool = True, **changes: Any) -> StageResult:
-        settings = {
-            "learning_rate": 3e-3,
-            "batch_size": 8,
-            "microbatch_size": 8,
-            "epochs": 4,
-            "log_every": 1,
-            "max_length": 64,
-        }
-        services = replace(context(self.folder / "run"), tracker=self.tracker)
-        config = RewardModelConfig(**settings | changes)
-        return run_reward_model(
-            config, self.model, self.train, self.held_out if held_out else None, None, services, demonstrations
-        )
-
-    def scorer(self, final: Path) -> ScoreModel:
-        return ScoreModel(Roles(self.model).reward_model(source_of(final)), compute=self.model.compute).eval()
-
-    def ids(self, rows: list[dict], column: str) -> list[list[int]]:
-        renderer = Renderer(load_tokenizer(source_of(self.base)))
-        return [renderer.pair(row["prompt"], row[column]).ids for row in rows]
-
-    def scores(self, final: Path, rows: list[dict], column: str, batch_size: int = 16) -> list[float]:
-        return raw_scores(self.scorer(final), self.ids(rows, column), PAD, batch_size)
+from tests.reward_toys import DEMONSTRATIONS, FULL, LORA, PAIRS, Stage
+from tests.toy_models import PAD, write_rows
 
 
 @pytest.fixture(scope="module", params=[FULL, LORA], ids=["full", "lora"])
@@ -110,7 +55,7 @@ def test_the_reloaded_model_is_centred_on_the_demonstrations(trained: tuple[Stag
 
 def test_the_reloaded_model_has_the_accuracy_that_was_reported(trained: tuple[Stage, StageResult]):
     stage, result = trained
-    rows = read_preferences(stage.held_out)
+    rows = read_pairs(stage.held_out)
     chosen, rejected = (stage.scores(result.final, rows, column) for column in ("chosen", "rejected"))
     assert pair_accuracy(chosen, rejected).value == result.headline["accuracy"]
     mean = result.headline["demonstration_mean"]
@@ -193,7 +138,7 @@ def test_microbatches_change_nothing(tmp_path: Path):
 def test_without_demonstrations_the_chosen_texts_centre_the_scores(tmp_path: Path):
     stage = Stage(tmp_path)
     result = stage.run(demonstrations=[], max_steps=2)
-    scores = stage.scores(result.final, read_preferences(stage.held_out), "chosen")
+    scores = stage.scores(result.final, read_pairs(stage.held_out), "chosen")
     assert sum(scores) / len(scores) == pytest.approx(result.headline["demonstration_mean"], abs=1e-5)
 
 
