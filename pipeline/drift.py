@@ -20,7 +20,8 @@ _FIXED = {
     r"stage|base/.*|parents\..*|reward_model\.path": "the saved weights were trained from the old one",
     r"\w+\.tuning\..*|trunk\..*|model\.(dtype|quantization)": _FITS_NOT,
     r"seed": "it orders rows and random draws, part of which are used up",
-    r"reward\[.*|evaluation\..*|data\.prompts\.eval|ppo\.(eval_prompts|kl_budget|temperature|max_new_tokens)": _CHOSEN,
+    r"reward\[(?!\d+\]\.remote\.url$).*|evaluation\..*|data\.prompts\.eval": _CHOSEN,  # a server may move
+    r"ppo\.(eval_prompts|kl_budget|temperature|max_new_tokens)": _CHOSEN,
     r"ppo\.(ema_decay|score_normalisation|kl_controller)": "the saved state belongs to the old value",
 }
 

@@ -14,6 +14,7 @@ from pipeline.model_files import require_safe_models
 from pipeline.parents import check_fit, check_policy, is_local, parents_of
 from pipeline.problems import missing_path, raise_together
 from pipeline.rundir import RunDir
+from reward.remote_config import WITHOUT_EFFECT
 from reward.settings import Settings
 from stages.base import InputError
 from stages.redaction import redactor
@@ -155,12 +156,19 @@ def _reward(config: PipelineConfig, hashes: FileHashes) -> dict[str, Any]:
     """The reward terms and the judge with the content of the files they name."""
     fields: dict[str, Any] = {}
     for index, term in enumerate(config.reward):
-        fields |= dict(flat(f"reward[{index}]", plain(term)))
+        fields |= dict(flat(f"reward[{index}]", _without_manners(plain(term))))
         for named in (term.model, term.function):
             if content := _content(named, hashes):
                 fields[f"reward[{index}].content"] = content
     judge = _content(config.evaluation.judge, hashes)
     return fields | ({"evaluation.judge.content": judge} if judge else {})
+
+
+def _without_manners(term: dict[str, Any]) -> dict[str, Any]:
+    """A term without how its server is reached, which may change while a run is interrupted."""
+    remote = term.get("remote")
+    asked = {key: value for key, value in remote.items() if key not in WITHOUT_EFFECT} if remote else None
+    return {key: value for key, value in term.items() if key != "remote"} | ({"remote": asked} if asked else {})
 
 
 def _content(spec: str | None, hashes: FileHashes) -> str | None:

@@ -8,8 +8,8 @@ from stages.base import InputError
 
 EXIT_INPUT, EXIT_ENVIRONMENT, EXIT_DIVERGED, EXIT_STORAGE, EXIT_HANG, EXIT_LOST = 2, 3, 4, 5, 6, 7
 _EXIT_BY_PREFIX = {"DEP": EXIT_ENVIRONMENT, "WB": EXIT_ENVIRONMENT, "DISK": EXIT_STORAGE, "NODE": EXIT_ENVIRONMENT}
-_INPUT_ALL_THE_SAME = {"NODE01", "NODE02", "NODE04"}
-"""Mistakes in a hostfile or path, not of the hosts."""
+_EXIT_BY_CODE = {"REW06": EXIT_ENVIRONMENT} | dict.fromkeys(("NODE01", "NODE02", "NODE04"), EXIT_INPUT)
+"""A scoring server that is not there; mistakes in a hostfile or path, not of the hosts."""
 
 
 class InputErrors(InputError):
@@ -35,13 +35,12 @@ def exit_code(error: InputError) -> int:
     As long as one of them needs a person's hand, neither another machine nor free space helps.
     """
     told = error.errors if isinstance(error, InputErrors) else [error]
-    return min(_exit_code(one.code) for one in told)
+    return min(exit_of(one.code) for one in told)
 
 
-def _exit_code(code: str) -> int:
-    if code in _INPUT_ALL_THE_SAME:
-        return EXIT_INPUT
-    return _EXIT_BY_PREFIX.get(code.rstrip("0123456789"), EXIT_INPUT)
+def exit_of(code: str) -> int:
+    """Exit code of one mistake."""
+    return _EXIT_BY_CODE.get(code) or _EXIT_BY_PREFIX.get(code.rstrip("0123456789"), EXIT_INPUT)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -21,7 +21,7 @@ from pipeline.signals import Relay
 from pipeline.slurm import allocated_hosts
 from pipeline.ssh import unreachable, without
 from pipeline.watchdog import Watch
-from pipeline.worker_environment import launcher_environment, passed_variables
+from pipeline.worker_environment import launcher_environment, passed_variables, with_tokens
 from stages.base import InputError
 
 ALONE = ("evaluation",)
@@ -57,7 +57,7 @@ def ranked_stage(
     if config.launch.alone or step in ALONE:
         return None
     world = world_of(config.launch)
-    return RankedStage(step, command, run, config.launch, World(without(world.hosts, gone)))
+    return RankedStage(step, command, run, with_tokens(config), World(without(world.hosts, gone)))
 
 
 def run_ranks(stage: RankedStage, log: BinaryIO, relay: Relay, watch: Watch, tell: Callable[[str], None]) -> int:

@@ -1,4 +1,7 @@
-"""The reward's functions and the judge, called on a few real prompts before any model is loaded. Imports no torch."""
+"""The reward's functions, servers and the judge, asked about a few real prompts before a model is loaded.
+
+Imports no torch.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -6,6 +9,7 @@ from typing import Any
 from pipeline.config import PipelineConfig
 from pipeline.data_checks import Rows
 from pipeline.findings import Findings
+from pipeline.server_checks import check_servers
 from reward.base import RewardError
 from reward.dry_run import Patience, Trial, try_all
 from stages.base import InputError
@@ -15,15 +19,16 @@ SAMPLES = 4
 
 
 def check_rewards(config: PipelineConfig, rows: Rows, found: Findings) -> None:
-    """CONF09: a judge that is a reward term. REW01 to REW05: a function that breaks its contract, see reward.contract.
+    """CONF09: a judge that is a reward term. REW01 to REW08: a function or server that breaks its contract.
 
-    Every function runs on rows spread over the prompt data, all columns included, with completions from the other data;
+    Each is tried on rows spread over the prompt data, all columns included, with completions from the other data;
     the last completion is empty, as a policy's may be.
     """
     judge = config.evaluation.judge
     if judge and judge in [term.function for term in config.reward]:
         problem = f"evaluation.judge {judge} is also a reward term, so it would judge what was trained on it"
         found.errors.append(InputError("CONF09", problem, fix="use a function that training has not seen"))
+    check_servers(config, [_trial("", prompts, _answers(rows)) for prompts in _scored(rows)], found)
     trials = list(_trials(config, rows))
     told: set[str] = set()
     outcomes = try_all([trial for _, trial in trials], Patience(config.check.reward_seconds))
@@ -46,11 +51,16 @@ def _trials(config: PipelineConfig, rows: Rows) -> Iterator[tuple[str, Trial]]:
     for term in config.reward if config.ppo.enabled else ():
         if term.function:
             limits = {"arguments": term.arguments, "limit": term.limit}
-            yield "ppo", _trial(term.function, train, answers, **limits)
-            if held_out and train and held_out[0].keys() != train[0].keys():
-                yield "ppo", _trial(term.function, held_out, answers, **limits)
+            yield from (("ppo", _trial(term.function, prompts, answers, **limits)) for prompts in _scored(rows))
     if config.evaluation.judge:
         yield "evaluation", _trial(config.evaluation.judge, held_out or train, answers)
+
+
+def _scored(rows: Rows) -> list[Sequence[Row]]:
+    """The prompts of training, and held-out ones where they have other columns."""
+    train, held_out = rows.get("prompts.train", []), rows.get("prompts.eval", [])
+    other = held_out and train and held_out[0].keys() != train[0].keys()
+    return [train, held_out] if other else [train]
 
 
 def _trial(spec: str, rows: Sequence[Row], answers: Sequence[str], **settings: Any) -> Trial:

@@ -6,7 +6,7 @@ import sys
 import traceback
 
 from pipeline.launch import continue_command, printable
-from pipeline.problems import EXIT_DIVERGED, EXIT_ENVIRONMENT, EXIT_INPUT, EXIT_LOST, exit_code
+from pipeline.problems import EXIT_DIVERGED, EXIT_ENVIRONMENT, EXIT_LOST, exit_code, exit_of
 from pipeline.ranks import OtherRankEnded
 from pipeline.rundir import RunDir
 from reward.base import NonFiniteScore, RewardError
@@ -45,7 +45,7 @@ def _expected_exit(error: BaseException) -> int | None:
     if isinstance(error, (Diverged, NonFiniteScore)):
         return EXIT_DIVERGED
     if isinstance(error, RewardError):
-        return EXIT_INPUT
+        return exit_of(error.code)
     if isinstance(error, ModuleNotFoundError):
         return EXIT_ENVIRONMENT
     return None

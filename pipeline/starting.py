@@ -9,7 +9,7 @@ from pipeline.launchers import world_of
 from pipeline.ranked_stage import RankedStage, ranked_stage
 from pipeline.rundir import RunDir
 from pipeline.slurm import FILE, in_allocation, sbatch_text
-from pipeline.worker_environment import told_names
+from pipeline.worker_environment import told_names, with_tokens
 from stages.base import InputError
 from stages.durable import write_text
 
@@ -22,7 +22,7 @@ def opening(config: PipelineConfig) -> Iterator[str]:
         yield headline(config)
     except InputError:
         return
-    yield told_names(os.environ, config.launch)
+    yield told_names(os.environ, with_tokens(config))
 
 
 def headline(config: PipelineConfig) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from pipeline.config import PipelineConfig
 from pipeline.launch_config import LaunchConfig
 from stages.redaction import secrets_of
 
@@ -22,6 +23,12 @@ def passed_variables(environment: Mapping[str, str], launch: LaunchConfig) -> di
     names = {name for name in environment if _PASSED.fullmatch(name)} | set(launch.pass_environment)
     known = {name: environment[name] for name in sorted(names - _NOT_PASSED) if name in environment}
     return {**known, **launch.environment}
+
+
+def with_tokens(config: PipelineConfig) -> LaunchConfig:
+    """The launch section, whose ranks also get the tokens of the scoring servers that the reward names."""
+    names = [term.remote.token_env for term in config.reward if term.remote and term.remote.token_env]
+    return config.launch.model_copy(update={"pass_environment": [*config.launch.pass_environment, *names]})
 
 
 def launcher_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ class RewardFunction(Protocol):
 
 
 class RewardError(Exception):
-    """A reward function that cannot be found, or broke its contract. `code` is REW01 to REW05."""
+    """A reward function that cannot be found, or broke its contract. `code` is REW01 to REW08."""
 
     def __init__(self, code: str, problem: str, fix: str):
         super().__init__(f"[{code}] {problem}; fix: {fix}")
@@ -25,6 +25,14 @@ class RewardError(Exception):
 
 class NonFiniteScore(RewardError):
     """A reward function gave NaN or an infinity: REW02."""
+
+
+class RewardUnavailable(RewardError):
+    """A scoring server gave no scores, and nothing was changed by asking it.
+
+    REW06 it did not answer, or the token for it is missing; REW07 it said no, or cannot be trusted; REW08 what it said
+    is no answer.
+    """
 
 
 def resolve(spec: str) -> Callable[..., list[float]]:

@@ -7,12 +7,14 @@ from pydantic_core import PydanticCustomError
 
 from reward.contract import LIMIT
 from reward.metric_config import METRICS, checked_arguments
+from reward.remote_config import RemoteConfig
 from reward.settings import Settings
 
 SOURCES: dict[str, tuple[str, ...]] = {
     "model": ("standardise",),
     "metric": ("reference", "arguments"),
     "function": ("arguments", "limit"),
+    "remote": ("limit",),
 }
 """What may score a term, and the keys that only a term of that kind has; every other key fits all of them."""
 
@@ -31,12 +33,14 @@ class RewardTerm(Settings):
     """A metric of the completion's text, 0 to 1; docs/rewards.md defines each."""
     function: str | None = None
     """`package.module:name` or `path/to/file.py:name`; (prompts, completions, **columns) -> list[float]."""
+    remote: RemoteConfig | None = None
+    """A server that is sent the texts and answers with scores; docs/rewards.md has its protocol."""
     reference: str | None = None
     """Column of the prompt data that a metric compares with: a text per row, or a list of texts."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments passed to the function on every call, or those of the metric."""
     limit: float = Field(default=LIMIT, gt=0, le=1e30)
-    """Largest magnitude of a function's score (score units); a larger one is taken for a mistake and stops the run."""
+    """Largest magnitude of a function's or server's score (score units); a larger one stops the run as a mistake."""
     standardise: bool = False
     """Divide the model's centred scores by their standard deviation on demonstrations; rescales kl_coef."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -75,8 +79,8 @@ class RewardTerm(Settings):
         """What this term is called in metrics and samples."""
         if self.name:
             return self.name
-        by_source = {"model": "model", "metric": self.metric, "function": (self.function or "").rpartition(":")[2]}
-        return by_source[self.source]
+        by_source = {"metric": self.metric, "function": (self.function or "").rpartition(":")[2]}
+        return by_source.get(self.source, self.source)
 
     def _fits(self, key: str) -> bool:
         anyone = key not in SOURCES and not any(key in keys for keys in SOURCES.values())

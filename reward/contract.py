@@ -41,15 +41,20 @@ def scores_of(
 
 
 def checked(
-    name: str, returned: Any, prompts: Sequence[Any], completions: Sequence[str], limit: float = LIMIT
+    name: str,
+    returned: Any,
+    prompts: Sequence[Any],
+    completions: Sequence[str],
+    limit: float = LIMIT,
+    abstains: bool = True,
 ) -> list[float | None]:
-    """What a function returned as floats, if it keeps the contract of `scores_of`."""
+    """What a function returned as floats, if it keeps the contract of `scores_of`; None only where it `abstains`."""
     scores = _listed(name, returned)
     if len(scores) != len(completions):
         problem = f"{name} returned {len(scores)} values for {len(completions)} completions"
         raise RewardError("REW01", problem, fix=_ONE_EACH)
     for i, score in enumerate(scores):
-        wrong = None if score is None else _wrong(score, limit)
+        wrong = None if score is None and abstains else _wrong(score, limit)
         if wrong:
             problem = f"{name} gave {_short(score)} for {_sample(i, prompts, completions)}; {wrong}"
             kind = NonFiniteScore if wrong == _NOT_FINITE else RewardError

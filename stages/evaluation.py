@@ -5,16 +5,19 @@ from typing import Protocol
 
 import torch
 
-from reward.base import resolve
+from reward.base import RewardUnavailable, resolve
 from reward.config import RewardTerm
 from reward.contract import scores_of
 from stages.base import StageContext
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
+from stages.models.heads import PolicyModel
 from stages.models.load import source_of
 from stages.ppo.builder import PPOBuilder
 from stages.ppo.config import PPOConfig
 from stages.ppo.evaluation import Completions, Estimate, Evaluator, distinct_2
 from stages.ppo.held_out import EVALUATION_SEED
+from stages.ppo.prompts import PromptBatch
+from stages.ppo.rewards import waiting_in
 from stages.quiet import quiet_libraries
 
 Table = dict[str, dict[str, dict[str, float]]]
@@ -46,7 +49,7 @@ def run_evaluation(
     has enough rows, so that the choice does not flatter the result. Raises Interrupted when asked to stop.
     """
     quiet_libraries()
-    builder = PPOBuilder(ppo, model, terms, sft, reward_model, context.seed, trunk, context.pulse.beat)
+    builder = PPOBuilder(ppo, model, terms, sft, reward_model, context.seed, trunk, waiting_in(context))
     builder.roles.trust(policy)
     sources = {
         "base": source_of(model.path),
@@ -74,13 +77,21 @@ def run_evaluation(
     for name, lm in policies.items():
         context.stop.follow(0)
         context.pulse.enter("evaluation")
-        completions = evaluator(builder.policy(lm), batch)
+        completions = _completed(evaluator, builder.policy(lm), batch, context)
         judged = _judged(config.judge, completions)
         rows = [{"model": name, "index": i, **row} for i, row in enumerate(completions.rows())]
         context.tracker.samples([row | ({"judge": judged[i]} if judged else {}) for i, row in enumerate(rows)], 0)
         table[name] = {metric: vars(estimate) for metric, estimate in _estimates(completions, judged).items()}
         print(f"{name}: " + "  ".join(f"{k} {v['value']:.3f}" for k, v in table[name].items()), flush=True)
     return table
+
+
+def _completed(evaluator: Evaluator, policy: PolicyModel, batch: PromptBatch, context: StageContext) -> Completions:
+    try:
+        return evaluator(policy, batch)
+    except RewardUnavailable:
+        context.stop.follow(0)  # a scoring server is not waited for any longer where the stage is to end
+        raise
 
 
 def _judged(judge: str | None, completions: Completions) -> list[float | None]:

@@ -110,16 +110,20 @@ class World:
     def together(self, kind: type[Exception]) -> Iterator[None]:
         """Inside, an error of this kind on one rank becomes an error on all of them, after which they can go on.
 
-        `kind` is made from its attributes, as a user's error is from code, problem and fix.
+        That of the first rank which has one is raised everywhere, so that all do the same about it. It is made from
+        its attributes, as a user's error is from code, problem and fix.
         """
         found = None
         try:
             yield
         except kind as error:
             found = error
-        told = [attributes for attributes in self.gather_objects(found and vars(found)) if attributes]
+        told = [
+            (rank, *one) for rank, one in enumerate(self.gather_objects(found and (type(found), vars(found)))) if one
+        ]
         if told:
-            raise found or kind(**told[0])
+            rank, raised, attributes = told[0]
+            raise found if rank == self.rank else raised(**attributes)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -1,6 +1,5 @@
 """Makes every object of the PPO stage, once."""
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 
 from reward.config import RewardTerm
+from reward.remote import Waiting
 from stages.base import InputError
 from stages.data import read_demonstrations, read_prompts
 from stages.engine import SCHEDULES, TorchEngine, TorchEngines
@@ -42,17 +42,17 @@ class PPOBuilder:
         reward_model: Path | None,
         seed: int,
         trunk: TrunkConfig = NO_FROZEN_LAYERS,
-        on_forward: Callable[[], None] = lambda: None,
+        waiting: Waiting | None = None,
         engines: TorchEngines | None = None,
     ):
         self.config, self.model, self.terms, self.seed = config, model, terms, seed
+        self.reward_folder, self.waiting = reward_model, waiting or Waiting()
         self.engines = engines or TorchEngines()
         self.frozen_layers = 0 if self.engines.splits_weights else trunk.frozen_layers
         torch.manual_seed(seed)  # new adapters are random
-        self.roles = Roles(model, trunk.frozen_layers, on_forward, sharing=not self.engines.splits_weights)
+        self.roles = Roles(model, trunk.frozen_layers, self.waiting.beat, sharing=not self.engines.splits_weights)
         self.roles.trust(sft, reward_model)
         self.start = self.roles.adaptable(source_of(sft or model.path), config.tuning)
-        self.reward_folder = reward_model
         self.tokenizer = load_tokenizer(source_of(sft or model.path), model.trust_remote_code)
         self.renderer = Renderer(self.tokenizer)
 
@@ -139,7 +139,7 @@ class PPOBuilder:
     def rewards(self) -> RewardBuilder:
         """The reward and its parts."""
         compute, spread = self.model.compute, self.engines.frozen
-        return RewardBuilder(self.terms, self.reward_folder, self.roles, compute, self.tokenizer, spread)
+        return RewardBuilder(self.terms, self.reward_folder, self.roles, compute, self.tokenizer, spread, self.waiting)
 
     def value(self) -> ScoreModel:
         """A value model that starts as the (centred) reward model, or at 0 without one that reads the policy's ids."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reward.base import RewardError
 from reward.mixture import RewardMixture, Texts
 from stages.generators import seed_generators
 from stages.models.heads import PolicyModel
@@ -115,10 +116,11 @@ class Evaluator:
         ref_logprobs = passes.record(r, lambda p: self.reference(p.ids, p.attention_mask, p.mask, False).logprobs)
         logprobs = passes.replay(r, lambda p: policy(p.ids, p.attention_mask, p.mask, False).logprobs)
         written = self.decode(r.completions, r.mask)
-        scores, _ = self.reward(
-            Texts(rows.texts, written, rows.columns),
-            lambda model: passes.replay(r, lambda p: model.scores(p.ids, p.attention_mask)),
-        )
+        with self.world.together(RewardError):
+            scores, _ = self.reward(
+                Texts(rows.texts, written, rows.columns),
+                lambda model: passes.replay(r, lambda p: model.scores(p.ids, p.attention_mask)),
+            )
         kl = k1(logprobs, ref_logprobs, r.mask).sum(1)
         completions = [text for part in self.world.gather_objects(written) for text in part]
         tensors = (scores, kl, r.mask.sum(1).float(), r.stopped.float())

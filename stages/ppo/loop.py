@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reward.base import NonFiniteScore
+from reward.base import NonFiniteScore, RewardUnavailable
 from stages.base import StageContext, StageResult
 from stages.divergence import NonFinite, Skips, copied, named_tensors, require_finite_state
 from stages.ppo.evidence import dump_batch
@@ -36,10 +36,20 @@ class PPOLoop:
     def run(self) -> StageResult:
         """All remaining iterations; the result's `final` is the best policy under the budget, else the last.
 
-        Raises Interrupted where it was asked to stop, with the state on disk.
+        With the state on disk it raises Interrupted where it was asked to stop, and RewardUnavailable where a scoring
+        server gave no scores.
         """
-        config = self.trainer.config
         self.resume()
+        try:
+            return self._walk()
+        except RewardUnavailable:  # asking has changed nothing: the state is that after the last iteration
+            self._stop_if_asked()
+            self.checkpoint()
+            print(f"ppo: the state after step {self.trainer.finished} is saved", flush=True)
+            raise
+
+    def _walk(self) -> StageResult:
+        config = self.trainer.config
         self.context.stop.follow(self.trainer.finished)
         progress = Progress("ppo", config.steps, self.trainer.finished)
         self.held_out.evaluate_when_due()

@@ -1,8 +1,9 @@
 """From the terms of the config to the reward that PPO maximises."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from torch import nn
@@ -14,7 +15,9 @@ from reward.config import FixedNormalisation, RewardTerm
 from reward.learned import ModelScores
 from reward.metric_config import checked_arguments
 from reward.mixture import FunctionScores, RewardMixture, Scale, Source, Term
-from stages.base import InputError
+from reward.remote import RemoteScorer, Waiting
+from reward.remote_scores import RemoteScores
+from stages.base import InputError, StageContext
 from stages.models.config import TuningConfig
 from stages.models.heads import ScoreModel
 from stages.models.roles import Roles
@@ -34,6 +37,7 @@ class RewardBuilder:
     """The policy's."""
     spread: Callable[[nn.Module], nn.Module]
     """May split the weights of a frozen model over the ranks."""
+    waiting: Waiting = Waiting()
 
     @cached_property
     def mixture(self) -> RewardMixture:
@@ -57,6 +61,8 @@ class RewardBuilder:
             return FunctionScores(
                 f"metric {term.metric}", getattr(metrics, term.metric), arguments, 1.0, term.reference
             )
+        if term.remote:
+            return RemoteScores(RemoteScorer(term.label, term.remote, term.limit, self.waiting))
         return FunctionScores(term.label, resolve(term.function), term.arguments, term.limit)
 
     def _learned(self, term: RewardTerm) -> LearnedReward:
@@ -73,3 +79,9 @@ class RewardBuilder:
 def _scale(term: RewardTerm) -> Scale:
     fixed = term.normalise if isinstance(term.normalise, FixedNormalisation) else FixedNormalisation()
     return Scale(fixed.mean, fixed.std, term.clip)
+
+
+def waiting_in(context: StageContext) -> Waiting:
+    """What goes on in a stage while a scoring server is waited for: its pulse beats, and a signal is heard."""
+    tell = partial(print, flush=True) if context.world.main else partial(print, flush=True, file=sys.stderr)
+    return Waiting(context.pulse.beat, lambda: context.stop.signal is not None, tell)

@@ -14,6 +14,7 @@ from stages.ppo.config import PPOConfig
 from stages.ppo.evaluation import Evaluator
 from stages.ppo.held_out import EVALUATION_SEED, HeldOut
 from stages.ppo.loop import PPOLoop
+from stages.ppo.rewards import waiting_in
 from stages.quiet import quiet_libraries
 
 
@@ -33,7 +34,7 @@ def run_ppo(
     """Train the SFT model by PPO on the reward terms and write the best policy to `context.folder / "final"`."""
     quiet_libraries()
     engines = _engines(deepspeed, context)
-    builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed, trunk, context.pulse.beat, engines)
+    builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed, trunk, waiting_in(context), engines)
     trainer = replace(builder.trainer(demonstrations), enter=context.pulse.enter)
     counts = announce_parameters("ppo", builder.policy_lm)
     evaluator = Evaluator(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reward.base import NonFiniteScore
+from reward.base import RewardError
 from reward.mixture import RewardMixture, Texts
 from stages.engine import Engine
 from stages.generators import seed_generators
@@ -125,7 +125,7 @@ class PPOTrainer:
         """The texts of all rows, their scores [B] and the terms of these; each rank asks the reward about its own."""
         rows, passes = batch.rows(self.world.share(len(batch.ids))), self._passes
         written = self.decode(own.completions, own.mask)
-        with self.world.together(NonFiniteScore):
+        with self.world.together(RewardError):
             raw, parts = self.reward(
                 Texts(rows.texts, written, rows.columns),
                 lambda model: passes.replay(own, lambda r: model.scores(r.ids, r.attention_mask)),
