@@ -22,7 +22,10 @@ def test_a_term_has_exactly_one_source(term: dict):
         ),
         ({"model": "m", "reference": "answer"}, "'reference' belongs to a term with metric, and this one has model"),
         ({"model": "m", "arguments": {"n": 1}}, "'arguments' belongs to a term with metric or function, and this one"),
-        ({"metric": "repetition", "limit": 2.0}, "'limit' belongs to a term with function or remote, and this one has metric"),
+        (
+            {"metric": "repetition", "limit": 2.0},
+            "'limit' belongs to a term with function or remote, and this one has metric",
+        ),
     ],
 )
 def test_a_key_of_another_source_is_refused_with_its_source(term: dict, told: str):
