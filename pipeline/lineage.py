@@ -21,6 +21,8 @@ from stages.redaction import redactor
 
 # Keys of a stage's section that decide when it runs or what it keeps, not what comes out.
 _WITHOUT_EFFECT = {"enabled", "checkpoint_every", "keep_checkpoints", "on_nonfinite", "max_skipped_batches"}
+# Keys that came later, with the value that stands for what was done before: a stage that was made then is unchanged.
+_CAME_LATER = {"members": 1}
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,11 @@ def _split(role: str, split: SplitConfig | None, parts: tuple[str, ...]) -> dict
 
 
 def _effective(section: Settings) -> dict[str, Any]:
-    return {name: value for name, value in plain(section).items() if name not in _WITHOUT_EFFECT}
+    return {
+        name: value
+        for name, value in plain(section).items()
+        if name not in _WITHOUT_EFFECT and (name not in _CAME_LATER or value != _CAME_LATER[name])
+    }
 
 
 def _base_hash(model_path: str, hashes: FileHashes) -> str:

@@ -109,12 +109,13 @@ def bytes_needed(config: PipelineConfig, run: RunDir) -> int | None:
 
 
 def stage_bytes(config: PipelineConfig, stage: str, shapes: Mapping[str, Sequence[int]]) -> tuple[int, int]:
-    """Bytes of a stage's final model and of one checkpoint."""
+    """Bytes of a stage's final model, or of all of them, and of one checkpoint."""
     tokenizer = _tokenizer_bytes(Path(config.model.path))
     trained = _FLOAT * trained_numbers(shapes, getattr(config, stage).tuning)
     model = trained + tokenizer + _SMALL
     if stage != "ppo":
-        return model, model + _ADAM * trained + _SMALL
+        models = config.reward_model.members if stage == "reward_model" else 1
+        return models * model, model + _ADAM * trained + _SMALL
     average = trained if config.ppo.ema_decay else 0
     return model, 2 * (1 + _ADAM) * trained + average + model + _SMALL  # policy, value model, the best policy so far
 

@@ -120,7 +120,8 @@ def _supervised(config: PipelineConfig, stage: str, cast: Cast, split: Split) ->
     yield _learning(role, config, stage, split, logits)
     yield from _update(role, split)
     if stage == "reward_model" and role.whole:
-        again = {"the saved model, scored": p.stored * role.architecture.scalar_parameters}
+        saved_models = config.reward_model.members * role.architecture.scalar_parameters
+        again = {"the saved model, scored": p.stored * saved_models}
         yield Phase("statistics", again | {"activations": working(role.architecture, p, batch)})
 
 

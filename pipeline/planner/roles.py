@@ -174,19 +174,20 @@ def _value_of_policy(config: PipelineConfig, a: Architecture, start: str, bases:
 
 
 def _with_reward_model(config: PipelineConfig, bases: _Bases, frozen: list[Role]) -> Role:
-    """The value model that continues the run's reward model, which is added to the frozen roles."""
+    """The value model that continues the run's (first) reward model; all of these are added to the frozen roles."""
     a, tuning = _reward_architecture(config), config.reward_model.tuning
+    first, *others = ("reward model", *(f"reward model {i}" for i in range(2, config.reward_model.members + 1)))
+    whole = frozen_bytes(a, config.model, scalar=True)
     if tuning.method != "full":
         start = config.reward_model.path or _start(config, tuning)
-        below = bases.stand_on(start, "reward model", a)
-        bases.stand_on(start, "value model", a)
+        below = [bases.stand_on(start, name, a) for name in (first, *others, "value model")][0]
         value = _learner("value model", a, tuning, config, True, below)
-        frozen.append(Role("reward model", a, frozen=4 * value.trained, shared=below))
+        frozen += [Role(name, a, frozen=4 * value.trained, shared=below) for name in (first, *others)]
         return value
     if config.ppo.tuning.method == "full":
-        frozen.append(Role("reward model", a, frozen=frozen_bytes(a, config.model, scalar=True)))
+        frozen += [Role(name, a, frozen=whole) for name in (first, *others)]
         return _learner("value model", a, config.ppo.tuning, config, True, 0.0)
-    below = bases.stand_on("reward_model", "reward model", a, scalar=True)
+    below = bases.stand_on("reward_model", first, a, scalar=True)
     bases.stand_on("reward_model", "value model", a, scalar=True)
-    frozen.append(Role("reward model", a, shared=below))
+    frozen += [Role(first, a, shared=below), *(Role(name, a, frozen=whole) for name in others)]
     return _learner("value model", a, config.ppo.tuning, config, True, below)

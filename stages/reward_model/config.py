@@ -15,6 +15,8 @@ class RewardModelConfig(Settings):
     """Base of the reward model (hub id, folder, GGUF file); null = the SFT model."""
     tuning: TuningConfig = TuningConfig()
     """Which parameters are trained; the scalar head always is."""
+    members: int = Field(default=1, ge=1, le=100)
+    """Reward models that are trained one after another, each with another seed; a reward term combines their scores."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the preferences; more than one overfits (InstructGPT); ignored when max_steps is set."""
     max_steps: int | None = Field(default=None, gt=0)

@@ -1,12 +1,15 @@
 """Reward-model training on TRL's RewardTrainer."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig as TRLArguments
 from trl import RewardTrainer
 
@@ -17,20 +20,21 @@ from stages.durable import replacing
 from stages.models.adapters import announce_parameters
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.gathered import spread
-from stages.models.load import load_tokenizer, source_of
+from stages.models.load import ModelSource, load_tokenizer, source_of
 from stages.models.publish import is_adapter, note_base, publish
 from stages.models.roles import Roles
 from stages.quiet import quiet_libraries
 from stages.ranked_trainer import RankedTrainer
 from stages.render import Rendered, Renderer
+from stages.reward_model import members
 from stages.reward_model.config import RewardModelConfig
 from stages.reward_model.examiner import Examiner
+from stages.reward_model.measuring import Saved, described
 from stages.reward_model.pair_loss import pair_losses
-from stages.reward_model.pairs import Pair, read_trainable
-from stages.reward_model.quality import mean_and_std
-from stages.reward_model.reporting import HeldOut, Scores, headline_of, measured, write_report
-from stages.reward_model.statistics import RewardStatistics
+from stages.reward_model.pairs import Pair, Preferences, read_trainable
+from stages.reward_model.reporting import write_report
 from stages.supervision import Supervision
+from stages.world import World
 
 NAMES = {
     "loss": "reward_model/loss",
@@ -43,7 +47,6 @@ NAMES = {
     "eval_margin": "reward_model/eval_margin",
 }
 SHOWN = ("reward_model/loss", "reward_model/accuracy", "reward_model/margin", "reward_model/eval_accuracy")
-PROBES = 8
 
 
 class _Trainer(RankedTrainer, RewardTrainer):
@@ -92,7 +95,7 @@ def run_reward_model(
     trunk: TrunkConfig = NO_FROZEN_LAYERS,
     deepspeed: DeepSpeedConfig | None = None,
 ) -> StageResult:
-    """Fit a scalar model to preferences and write it to `context.folder / "final"`.
+    """Fit a scalar model to preferences, or several, and write it to `context.folder / "final"`.
 
     It starts from `config.path` if that is set, else from the SFT model, else from the base model.
 
@@ -104,72 +107,141 @@ def run_reward_model(
     renderer = Renderer(tokenizer)
     train_pairs = read_trainable(renderer, train, config).pairs
     held_out = read_trainable(renderer, eval, config) if eval else None
-
-    torch.manual_seed(context.seed)
-    roles = Roles(model, trunk.frozen_layers, context.pulse.beat)
-    roles.trust(sft)
-    classifier = roles.scorer_to_train(source, config.tuning, tokenizer.pad_token_id)
-    counts = announce_parameters("reward_model", classifier)
-    note_base(classifier, roles)
-    supervision = Supervision(context, "reward_model", config, deepspeed)
-    trainer = _Trainer(
-        model=classifier,
-        processing_class=tokenizer,
-        train_dataset=_dataset(train_pairs),
-        eval_dataset=_dataset(held_out.pairs) if held_out else None,
-        args=TRLArguments(
-            **supervision.arguments(model),
-            max_length=None,
-            center_rewards_coefficient=config.centering_coef or None,
-        ),
-        callbacks=supervision.callbacks(NAMES, SHOWN),
-    )
-    supervision.take(trainer, model.compute)
-    supervision.train(trainer)
-    final = context.folder / "final"
-    context.pulse.enter("publishing")
     shown = [renderer.demonstration(row) for row in demonstrations]
-    known = held_out.pairs if held_out else train_pairs
-    found: dict[str, float] | None = None
+    start = _Start(config, model, source, sft, tokenizer, train_pairs, held_out, shown, trunk, deepspeed)
+    done = _one(start, context) if config.members == 1 else _several(start, context)
+    headline = {"steps": done["steps"], "pairs": len(train_pairs)} | done["found"]
+    prefix = "reward_model/" if config.members == 1 else "reward_model/ensemble/"
+    accuracies = {k: v for k, v in headline.items() if k in ("accuracy", "accuracy_low", "accuracy_high")}
+    context.tracker.log({f"{prefix}eval_{k}": v for k, v in accuracies.items()}, done["steps"])
+    _require_accuracy(config, headline)
+    final = context.folder / "final"
+    return StageResult(final, is_adapter(final), headline, done["parameters"])
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What every reward model of a stage is trained from and measured on."""
+
+    config: RewardModelConfig
+    model: ModelConfig
+    source: ModelSource
+    sft: Path | None
+    tokenizer: PreTrainedTokenizerBase
+    train: Sequence[Pair]
+    held_out: Preferences | None
+    demonstrations: Sequence[Rendered]
+    trunk: TrunkConfig
+    deepspeed: DeepSpeedConfig | None
+
+    def roles(self, context: StageContext) -> Roles:
+        roles = Roles(self.model, self.trunk.frozen_layers, context.pulse.beat)
+        roles.trust(self.sft)
+        return roles
+
+    def fit(self, context: StageContext) -> "_Fitted":
+        """Train one, from the newest of its checkpoints if there is one."""
+        torch.manual_seed(context.seed)
+        roles = self.roles(context)
+        classifier = roles.scorer_to_train(self.source, self.config.tuning, self.tokenizer.pad_token_id)
+        counts = announce_parameters("reward_model", classifier)
+        note_base(classifier, roles)
+        supervision = Supervision(context, "reward_model", self.config, self.deepspeed)
+        trainer = _Trainer(
+            model=classifier,
+            processing_class=self.tokenizer,
+            train_dataset=_dataset(self.train),
+            eval_dataset=_dataset(self.held_out.pairs) if self.held_out else None,
+            args=TRLArguments(
+                **supervision.arguments(self.model),
+                max_length=None,
+                center_rewards_coefficient=self.config.centering_coef or None,
+            ),
+            callbacks=supervision.callbacks(NAMES, SHOWN),
+        )
+        supervision.take(trainer, self.model.compute)
+        supervision.train(trainer)
+        return _Fitted(classifier, roles, self.tokenizer, trainer.state.global_step, counts)
+
+    def described(self, finals: Sequence[Path], roles: Roles, context: StageContext) -> dict[str, float]:
+        """All that is said of a model is measured on what was saved, loaded as PPO will load it."""
+        roles.trust(*finals)
+        examiner = Examiner(self.config, self.model, roles, self.tokenizer, context.seed)
+        saved = [Saved(final, examiner.scores(final)) for final in finals]
+        tested = examiner.held_out(self.held_out, self.demonstrations, self.sft) if self.held_out else None
+        found, report = described(saved, self.demonstrations, self.held_out.pairs if tested else self.train, tested)
+        if report:
+            write_report(context.folder, report)
+        return found
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A reward model that has been trained."""
+
+    classifier: nn.Module
+    roles: Roles
+    tokenizer: PreTrainedTokenizerBase
+    steps: int
+    parameters: dict[str, int]
+
+    def save(self, final: Path, world: World, say: Callable[[Path], Any] = lambda aside: None) -> Any:
+        """Write it on rank 0, all ranks giving their parts; what is said of the folder before it takes its place."""
+        said = None
+        with world.together(InputError):
+            if world.main:
+                with replacing(final) as aside:
+                    publish(self.classifier.eval(), self.tokenizer, aside, self.roles)
+                    said = say(aside)
+            else:
+                publish(self.classifier.eval(), self.tokenizer, None, self.roles)
+        return world.agreed(said)
+
+
+def _one(start: _Start, context: StageContext) -> dict[str, Any]:
+    fitted = start.fit(context)
+    context.pulse.enter("publishing")
+    reader = start.roles(context) if spread(fitted.classifier) else fitted.roles
+    found = fitted.save(
+        context.folder / "final", context.world, lambda aside: start.described([aside], reader, context)
+    )
+    return {"steps": fitted.steps, "parameters": fitted.parameters, "found": found}
+
+
+def _several(start: _Start, context: StageContext) -> dict[str, Any]:
+    """Members that an earlier attempt finished are taken as they are, the others trained."""
+    earlier = members.concluded(context)
+    if earlier:
+        return earlier
+    trained: list[members.Member] = []
+    steps = 0
+    for number in range(1, start.config.members + 1):
+        member = members.Member(number, steps, context)
+        finished = member.finished() or _fit_member(start, member)
+        trained.append(member)
+        steps += finished.steps
+    context.pulse.enter("publishing")
+    found = None
     with context.world.together(InputError):
         if context.world.main:
-            saved = Roles(model, trunk.frozen_layers, context.pulse.beat) if spread(classifier) else roles
-            examiner = Examiner(config, model, saved, tokenizer, context.seed)
-            with replacing(final) as aside:
-                publish(classifier.eval(), tokenizer, aside, roles)
-                saved.trust(aside, sft)
-                # All that is said of the model is measured on what was saved, loaded as PPO will load it.
-                tested = examiner.held_out(held_out, shown, sft) if held_out else None
-                found, report = _measured(examiner.scores(aside), shown, known, tested, aside)
-            if report:
-                write_report(context.folder, report)
-        else:
-            publish(classifier.eval(), tokenizer, None, roles)
-    headline = {"steps": trainer.state.global_step, "pairs": len(train_pairs)} | context.world.agreed(found)
-    context.tracker.log(
-        {f"reward_model/eval_{k}": v for k, v in headline.items() if k.startswith("accuracy")},
-        trainer.state.global_step,
-    )
-    _require_accuracy(config, headline)
-    return StageResult(final, is_adapter(final), headline, counts)
+            with replacing(context.folder / "final") as aside:
+                found = start.described(members.gather(trained, aside), start.roles(context), context)
+    outcome = {"steps": steps, "parameters": finished.parameters, "found": context.world.agreed(found)}
+    members.conclude(context, steps, outcome)
+    return outcome
 
 
-def _measured(
-    score: Scores, demonstrations: Sequence[Rendered], known: Sequence[Pair], tested: HeldOut | None, final: Path
-) -> tuple[dict[str, float], dict[str, Any] | None]:
-    """Write the centring constants and probes beside the model; the headline, and the report where pairs are held out.
-
-    Without demonstrations the chosen sides of `known` pairs centre the scores.
-    """
-    probes = [side for p in known[: PROBES // 2] for side in (p.chosen, p.rejected)]
-    centring = score(demonstrations or [p.chosen for p in known])
-    mean, std = mean_and_std(centring)
-    RewardStatistics(mean, std, [r.ids for r in probes], score(probes)).save(final)
-    found = {"demonstration_mean": mean, "demonstration_std": std}
-    if tested is None:
-        return found, None
-    report = measured(score, mean, tested, centring)
-    return found | headline_of(report), report
+def _fit_member(start: _Start, member: members.Member) -> members.Finished:
+    context = member.context
+    print(f"reward_model: member {member.number} of {start.config.members}, seed {context.seed}", flush=True)
+    with member.stopping():
+        fitted = start.fit(context)
+    context.pulse.enter("publishing")
+    fitted.save(member.final, context.world)
+    finished = member.finish(fitted.steps, fitted.parameters)
+    del fitted
+    gc.collect()  # trainers and their callbacks hold each other
+    return finished
 
 
 def _require_accuracy(config: RewardModelConfig, headline: dict[str, float]) -> None:

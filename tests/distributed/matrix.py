@@ -64,6 +64,11 @@ class _Cases:
             self.resumed("two-offloaded", "two-offloaded-resumed", "full", 4),
         ]
 
+    def several(self) -> list[dict[str, Any]]:
+        """Two reward models in one stage, in whole, and stopped in the second and resumed."""
+        stopped = self.case("members", zero=3, members=2, checkpoint_every=0)
+        return [self.case("members-whole", zero=3, members=2), stopped | {"stop_after": STEPS + 1}, stopped]
+
     def resumed(self, whole: str, name: str, *args: Any, **config: Any) -> dict[str, Any]:
         """The same from the checkpoint that the whole run leaves; it is copied when the ranks get there."""
         return self.case(name, *args, **config) | {"checkpoints_of": str(self.folder / whole), "from_step": SAVED}
@@ -89,6 +94,7 @@ def run_matrix(stage: str, folder: Path) -> Ran:
         case("alone-grouped", **GROUPED),
         case("alone-autocast") | BFLOAT16,
         case("alone-zero", zero=2),
+        *([case("alone-members", members=2)] if stage == "reward_model" else ()),
     )
     launch(
         2,
@@ -97,7 +103,7 @@ def run_matrix(stage: str, folder: Path) -> Ran:
         case("two-wide", **WIDE),
         case("two-narrow", **NARROW),
         case("two-grouped", **GROUPED),
-        *(cases.options() if stage == "sft" else ()),
+        *(cases.options() if stage == "sft" else cases.several()),
         resumed("alone-full", "grown", "full", 2),
         resumed("alone-prefix_tuning", "grown-prefix", "prefix_tuning", 3),
         resumed("0-lora", "other-stage", "lora", 3),

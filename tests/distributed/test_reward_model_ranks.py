@@ -100,3 +100,14 @@ def test_a_stop_that_one_rank_hears_saves_the_step(ran: Ran):
 
 def test_finals_are_written_by_one_rank_in_whole(ran: Ran):
     assert not list(Path(ran.folder).glob("*/.final*"))
+
+
+def test_members_on_two_ranks_are_those_of_one_and_survive_a_stop(ran: Ran):
+    for metric in (LOSS, "reward_model/member_2/loss"):
+        assert ran.series("members-whole", metric) == pytest.approx(ran.series("alone-members", metric), **SAME)
+    assert ran.series("members-whole", LOSS) != ran.series("members-whole", "reward_model/member_2/loss")
+    assert "resuming from" in ran.found["members"]["printed"]
+    assert ran.series("members", LOSS) == []
+    for final in ("final", "final/members/2"):
+        one, other = (ran.folder / name / final / "model.safetensors" for name in ("members", "members-whole"))
+        assert one.read_bytes() == other.read_bytes()

@@ -65,6 +65,15 @@ def test_four_roles_of_adapters_stand_on_one_base():
     }
 
 
+def test_each_further_reward_model_costs_its_adapter():
+    adapter = 4 * (2 * 2 * ((8 + 8) + (8 + 4)) + 8)
+    tunings = [f"{stage}.tuning={LORA}" for stage in ("sft", "reward_model", "ppo")]
+    found = roles(plan("ppo", *tunings, "reward_model.members=3"))
+    assert [found[f"reward model{i}"][0] for i in ("", " 2", " 3")] == [adapter] * 3
+    whole = roles(plan("ppo", "reward_model.members=2"))
+    assert [whole[f"reward model{i}"][0] for i in ("", " 2")] == [5120] * 2
+
+
 def test_under_stage_three_every_role_has_the_whole_base():
     tunings = [f"{stage}.tuning={LORA}" for stage in ("sft", "reward_model", "ppo")]
     found = roles(plan("ppo", *tunings, split=Split(2, 3)))

@@ -1,0 +1,75 @@
+"""What a stage says of the reward models that it has saved: constants and probes beside each, headline and report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from stages.render import Rendered
+from stages.reward_model.pairs import SIDES, Pair
+from stages.reward_model.quality import mean_and_std, pair_accuracy
+from stages.reward_model.reporting import HeldOut, Scores, headline_of, measured
+from stages.reward_model.statistics import RewardStatistics
+
+PROBES = 8
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A reward model as it lies in a folder, with its raw scores."""
+
+    final: Path
+    score: Scores
+
+    def describe(self, centring: Sequence[Rendered], known: Sequence[Pair]) -> RewardStatistics:
+        """Write the centring constants, and probes out of `known` pairs, beside it."""
+        probes = [side for p in known[: PROBES // 2] for side in (p.chosen, p.rejected)]
+        mean, std = mean_and_std(self.score(centring))
+        statistics = RewardStatistics(mean, std, [r.ids for r in probes], self.score(probes))
+        statistics.save(self.final)
+        return statistics
+
+
+@dataclass(frozen=True)
+class MeanScores:
+    """The mean of several reward models, each centred on its own mean of the demonstrations."""
+
+    members: Sequence[Scores]
+    means: Sequence[float]
+
+    def __call__(self, rows: Sequence[Rendered]) -> list[float]:
+        centred = [np.array(m(rows)) - mean for m, mean in zip(self.members, self.means, strict=True)]
+        return np.mean(centred, axis=0).tolist()
+
+
+def described(
+    saved: Sequence[Saved], demonstrations: Sequence[Rendered], known: Sequence[Pair], tested: HeldOut | None
+) -> tuple[dict[str, float], dict[str, Any] | None]:
+    """Describe each reward model; the headline, and the report where pairs are held out.
+
+    The report on several is on the mean of their scores. Without demonstrations the chosen sides of `known` pairs
+    centre the scores. `demonstration_mean` and `demonstration_std` are those of the first.
+    """
+    centring = demonstrations or [p.chosen for p in known]
+    each = [one.describe(centring, known) for one in saved]
+    found: dict[str, float] = {"demonstration_mean": each[0].mean, "demonstration_std": each[0].std}
+    if tested is None:
+        return found, None
+    if len(saved) == 1:
+        report = measured(saved[0].score, each[0].mean, tested, saved[0].score(centring))
+        return found | headline_of(report), report
+    mean = MeanScores([one.score for one in saved], [statistics.mean for statistics in each])
+    report = measured(mean, 0.0, tested, mean(centring))
+    return found | headline_of(report) | _of_members(saved, tested), report
+
+
+def _of_members(saved: Sequence[Saved], tested: HeldOut) -> dict[str, float]:
+    """Held-out accuracy of each member, and the mean of these."""
+    sides = [[getattr(pair, side) for pair in tested.preferences.pairs] for side in SIDES]
+    found = [pair_accuracy(*(one.score(rows) for rows in sides)).value for one in saved]
+    print(f"each of {len(found)} reward models by itself: {', '.join(f'{value:.3f}' for value in found)}", flush=True)
+    named = {f"accuracy_member_{number}": value for number, value in enumerate(found, start=1)}
+    return {"members": len(found), "accuracy_mean": fmean(found)} | named
