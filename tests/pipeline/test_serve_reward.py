@@ -46,8 +46,9 @@ data: {{prompts: {{train: {folder}/prompts.jsonl}}}}
 sft: {{enabled: false}}
 reward_model: {{enabled: false}}
 reward: [{{remote: {{url: "{url}", token_env: SCORER_TOKEN, retries: 2, backoff_s: 0.2}}}}]
-ppo: {{steps: 12, rollout_batch_size: 4, minibatch_size: 4, microbatch_size: 4, max_prompt_tokens: 16, max_new_tokens: 6,
-       ppo_epochs: 1, learning_rate: 1e-3, checkpoint_every: 0, max_empty_fraction: 1.0, score_normalisation: running}}
+ppo: {{steps: 12, rollout_batch_size: 4, minibatch_size: 4, microbatch_size: 4, max_prompt_tokens: 16,
+       max_new_tokens: 6, ppo_epochs: 1, learning_rate: 1e-3, checkpoint_every: 0, max_empty_fraction: 1.0,
+       score_normalisation: running}}
 """
 
 
