@@ -16,7 +16,7 @@ from stages.ppo.builder import PPOBuilder
 from stages.ppo.config import PPOConfig
 from stages.ppo.evaluation import Completions, Estimate, Evaluator, distinct_2
 from stages.ppo.held_out import EVALUATION_SEED
-from stages.ppo.prompts import PromptBatch
+from stages.ppo.prompts import PromptBatch, PromptSet
 from stages.ppo.rewards import waiting_in
 from stages.quiet import quiet_libraries
 
@@ -71,17 +71,16 @@ def run_evaluation(
         shared,
         config.batch_size,
     )
-    held_out = builder.prompts(prompts)
-    batch = held_out.first(config.prompts, skip=max(0, min(ppo.eval_prompts, len(held_out) - config.prompts)))
+    batch = held_out_batch(builder.prompts(prompts), ppo.eval_prompts, config.prompts)
     table: Table = {}
     for name, lm in policies.items():
         context.stop.follow(0)
         context.pulse.enter("evaluation")
         completions = _completed(evaluator, builder.policy(lm), batch, context)
-        judged = _judged(config.judge, completions)
+        verdicts = judged(config.judge, completions)
         rows = [{"model": name, "index": i, **row} for i, row in enumerate(completions.rows())]
-        context.tracker.samples([row | ({"judge": judged[i]} if judged else {}) for i, row in enumerate(rows)], 0)
-        table[name] = {metric: vars(estimate) for metric, estimate in _estimates(completions, judged).items()}
+        context.tracker.samples([row | ({"judge": verdicts[i]} if verdicts else {}) for i, row in enumerate(rows)], 0)
+        table[name] = {metric: vars(estimate) for metric, estimate in _estimates(completions, verdicts).items()}
         print(f"{name}: " + "  ".join(f"{k} {v['value']:.3f}" for k, v in table[name].items()), flush=True)
     return table
 
@@ -94,7 +93,13 @@ def _completed(evaluator: Evaluator, policy: PolicyModel, batch: PromptBatch, co
         raise
 
 
-def _judged(judge: str | None, completions: Completions) -> list[float | None]:
+def held_out_batch(held_out: PromptSet, skip: int, count: int) -> PromptBatch:
+    """Prompts that follow the first `skip`, as far as there are enough of them."""
+    return held_out.first(count, skip=max(0, min(skip, len(held_out) - count)))
+
+
+def judged(judge: str | None, completions: Completions) -> list[float | None]:
+    """What the judge says of each completion; nothing without one."""
     if judge is None:
         return []
     texts = completions.texts

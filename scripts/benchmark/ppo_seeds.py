@@ -12,32 +12,21 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-import yaml
 
 METRICS = ("judge", "score", "kl", "length", "stopped_fraction", "distinct_2")
 
 
-def run_seed(run: Path, seed: int) -> Path:
-    """The folder of a run that differs from `run` in the seed of PPO and evaluation."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    copy = run.with_name(f"{run.name}-seed{seed}")
+def repeat_ppo(run: Path, suffix: str, overrides: Sequence[str]) -> Path:
+    """The folder `<run>-<suffix>` beside a finished run: its SFT and reward model, PPO and evaluation done anew."""
+    copy = run.with_name(f"{run.name}-{suffix}")
     for stage in ("sft", "reward_model"):
-        if not (copy / stage).exists():
+        if (run / stage).exists() and not (copy / stage).exists():
             shutil.copytree(run / stage, copy / stage)
-    overrides = [f"run.name={copy.name}", f"run.root={run.parent}", f"seed={seed}"]
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.cli",
-        "run",
-        str(run / "config.yaml"),
-        *overrides,
-        "--from",
-        "ppo",
-    ]
-    print(f"seed {seed} (the run itself has {config['seed']}):", " ".join(command), flush=True)
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(run / "config.yaml")]
+    command += [f"run.name={copy.name}", f"run.root={run.parent}", *overrides, "--from", "ppo"]
+    print(" ".join(command), flush=True)
     subprocess.run(command, check=True)
     return copy
 
@@ -57,7 +46,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3], help="seeds beside the run's own")
     arguments = parser.parse_args()
-    rows = [row(arguments.run), *(row(run_seed(arguments.run, seed)) for seed in arguments.seeds)]
+    copies = [repeat_ppo(arguments.run, f"seed{seed}", [f"seed={seed}"]) for seed in arguments.seeds]
+    rows = [row(run) for run in (arguments.run, *copies)]
     print(f"\n| PPO of {arguments.run.name}, {len(rows)} seeds | min | median | max |\n|---|---|---|---|")
     for name in rows[0]:
         values = [r[name] for r in rows]
