@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import batch_plan, ckpt, preflight
+from pipeline import batch_plan, ckpt, preflight, serve_reward
 from pipeline.config import STAGES, PipelineConfig
 from pipeline.config_loading import config_schema, read_config
 from pipeline.locks import stage_lock
@@ -39,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(ckpt.app, name="ckpt")
+app.command(name="serve-reward")(serve_reward.serve_reward)
 console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a run.")]

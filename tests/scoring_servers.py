@@ -24,6 +24,7 @@ class Seen:
     headers: list[dict[str, str]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     """Seconds of the monotonic clock."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -35,8 +36,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.seen.times.append(time.monotonic())
         self.seen.headers.append({name.lower(): value for name, value in self.headers.items()})
-        self.seen.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-        self.behaviours[min(len(self.seen.bodies), len(self.behaviours)) - 1](self)
+        self.body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with self.seen.lock:
+            self.seen.bodies.append(self.body)
+            number = len(self.seen.bodies)
+        self.behaviours[min(number, len(self.behaviours)) - 1](self)
 
     def log_message(self, *unused: object) -> None:
         """Nothing."""
@@ -51,7 +55,7 @@ def answer(content: object = None, status: int = 200, kind: str = "application/j
     """Answer with that content, as JSON if it is no text; by default with the scores."""
 
     def behave(handler: Handler) -> None:
-        said = {"scores": lengths(handler.seen.bodies[-1])} if content is None else content
+        said = {"scores": lengths(handler.body)} if content is None else content
         body = (said if isinstance(said, str) else json.dumps(said)).encode()
         handler.send_response(status)
         handler.send_header("content-type", kind)

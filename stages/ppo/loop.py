@@ -45,7 +45,8 @@ class PPOLoop:
         except RewardUnavailable:  # asking has changed nothing: the state is that after the last iteration
             self._stop_if_asked()
             self.checkpoint()
-            print(f"ppo: the state after step {self.trainer.finished} is saved", flush=True)
+            saved = f"the state after step {self._saved} is saved" if self._saved else "nothing had to be saved"
+            print(f"ppo: {saved}", flush=True)
             raise
 
     def _walk(self) -> StageResult:
