@@ -4,14 +4,18 @@ Imports no torch.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from pipeline.config import PipelineConfig
 from pipeline.data_checks import Rows
 from pipeline.findings import Findings
+from pipeline.reward_references import check_references, reference_mistakes
 from pipeline.server_checks import check_servers
 from reward.base import RewardError
+from reward.config import RewardTerm
 from reward.dry_run import Patience, Trial, try_all
+from reward.metric_config import checked_arguments
 from stages.base import InputError
 from stages.data import Row
 
@@ -21,14 +25,15 @@ SAMPLES = 4
 def check_rewards(config: PipelineConfig, rows: Rows, found: Findings) -> None:
     """CONF09: a judge that is a reward term. REW01 to REW08: a function or server that breaks its contract.
 
-    Each is tried on rows spread over the prompt data, all columns included, with completions from the other data;
-    the last completion is empty, as a policy's may be.
+    DATA02, REW04: references that a metric cannot compare with. Each is tried on rows spread over the prompt data, all
+    columns included, with completions from the other data; the last completion is empty, as a policy's may be.
     """
     judge = config.evaluation.judge
     if judge and judge in [term.function for term in config.reward]:
         problem = f"evaluation.judge {judge} is also a reward term, so it would judge what was trained on it"
         found.errors.append(InputError("CONF09", problem, fix="use a function that training has not seen"))
-    check_servers(config, [_trial("", prompts, _answers(rows)) for prompts in _scored(rows)], found)
+    check_references(config, rows, found)
+    check_servers(config, [_trial(prompts, _answers(rows), spec="") for prompts in _scored(rows)], found)
     trials = list(_trials(config, rows))
     told: set[str] = set()
     outcomes = try_all([trial for _, trial in trials], Patience(config.check.reward_seconds))
@@ -39,9 +44,9 @@ def check_rewards(config: PipelineConfig, rows: Rows, found: Findings) -> None:
             told.add(str(outcome))
         elif outcome:
             scores = ", ".join("-" if score is None else f"{score:.3g}" for score in outcome)
-            found.passed(part, f"{trial.spec} on {len(outcome)} samples: {scores}")
+            found.passed(part, f"{trial.name} on {len(outcome)} samples: {scores}")
         else:
-            found.passed(part, f"{trial.spec} is a function of prompts and completions; no samples to try it on")
+            found.passed(part, f"{trial.name} can be called; no samples to try it on")
 
 
 def _trials(config: PipelineConfig, rows: Rows) -> Iterator[tuple[str, Trial]]:
@@ -49,11 +54,10 @@ def _trials(config: PipelineConfig, rows: Rows) -> Iterator[tuple[str, Trial]]:
     answers = _answers(rows)
     train, held_out = rows.get("prompts.train", []), rows.get("prompts.eval", [])
     for term in config.reward if config.ppo.enabled else ():
-        if term.function:
-            limits = {"arguments": term.arguments, "limit": term.limit}
-            yield from (("ppo", _trial(term.function, prompts, answers, **limits)) for prompts in _scored(rows))
+        for of_file in filter(partial(_can_be_tried, term), _scored(rows)):
+            yield "ppo", _trial(of_file, answers, **_settings(term))
     if config.evaluation.judge:
-        yield "evaluation", _trial(config.evaluation.judge, held_out or train, answers)
+        yield "evaluation", _trial(held_out or train, answers, spec=config.evaluation.judge)
 
 
 def _scored(rows: Rows) -> list[Sequence[Row]]:
@@ -63,11 +67,29 @@ def _scored(rows: Rows) -> list[Sequence[Row]]:
     return [train, held_out] if other else [train]
 
 
-def _trial(spec: str, rows: Sequence[Row], answers: Sequence[str], **settings: Any) -> Trial:
+def _can_be_tried(term: RewardTerm, rows: list[Row]) -> bool:
+    """Whether it is a function, or a metric that has what it compares with; what it lacks is told already."""
+    compares = term.reference is not None and bool(rows)
+    return bool(term.function or term.metric) and not (compares and reference_mistakes(0, term, "", rows))
+
+
+def _settings(term: RewardTerm) -> dict[str, Any]:
+    """How a trial of this term is made."""
+    if term.function:
+        how = {"limit": term.limit, "call": term.call, "concurrency": term.concurrency}
+        return {"spec": term.function, "arguments": term.arguments, **how}
+    arguments = checked_arguments(term.metric, term.reference, term.arguments)
+    named = {"label": f"metric {term.metric}", "reference": term.reference}
+    return {"spec": f"reward.metrics:{term.metric}", "arguments": arguments, "limit": 1.0, **named}
+
+
+def _trial(rows: Sequence[Row], answers: Sequence[str], reference: str | None = None, **settings: Any) -> Trial:
     chosen = _spread(rows)
     columns = {name: [row[name] for row in chosen] for name in (chosen[0] if chosen else ()) if name != "prompt"}
+    if reference in columns:
+        columns["references"] = columns[reference]
     completions = [*_spread(answers)[: len(chosen) - 1], ""] if chosen else []
-    return Trial(spec, [row["prompt"] for row in chosen], completions, columns, **settings)
+    return Trial(prompts=[row["prompt"] for row in chosen], completions=completions, columns=columns, **settings)
 
 
 def _spread(items: Sequence[Any]) -> list[Any]:

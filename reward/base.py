@@ -38,7 +38,7 @@ class RewardUnavailable(RewardError):
 def resolve(spec: str) -> Callable[..., list[float]]:
     """The function at `package.module:name` or `path/to/file.py:name`.
 
-    Raises RewardError REW04 when it is not there or does not take (prompts, completions, **columns).
+    Raises RewardError REW04 when it is not there or does not take any columns (`**columns`).
     """
     module_name, _, name = spec.rpartition(":")
     try:
@@ -59,8 +59,7 @@ def resolve(spec: str) -> Callable[..., list[float]]:
     if not callable(function):
         raise RewardError("REW04", f"{spec} is a {type(function).__name__}, not a function", fix="name a function")
     parameters = inspect.signature(function).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    if not takes_any or not {"prompts", "completions"} <= parameters.keys():
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         raise RewardError(
             "REW04",
             f"{spec} takes ({', '.join(parameters)}); needs (prompts, completions, **columns)",

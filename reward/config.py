@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
+from reward.calls import Call
 from reward.contract import LIMIT
 from reward.metric_config import METRICS, checked_arguments
 from reward.remote_config import RemoteConfig
@@ -13,7 +14,7 @@ from reward.settings import Settings
 SOURCES: dict[str, tuple[str, ...]] = {
     "model": ("standardise",),
     "metric": ("reference", "arguments"),
-    "function": ("arguments", "limit"),
+    "function": ("arguments", "limit", "call", "concurrency"),
     "remote": ("limit",),
 }
 """What may score a term, and the keys that only a term of that kind has; every other key fits all of them."""
@@ -39,6 +40,10 @@ class RewardTerm(Settings):
     """Column of the prompt data that a metric compares with: a text per row, or a list of texts."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments passed to the function on every call, or those of the metric."""
+    call: Call = "batch"
+    """single: the function is asked about each completion alone, (prompt, completion, **columns) -> float."""
+    concurrency: int = Field(default=8, gt=0)
+    """Calls of an async function that are under way at once, with call: single."""
     limit: float = Field(default=LIMIT, gt=0, le=1e30)
     """Largest magnitude of a function's or server's score (score units); a larger one stops the run as a mistake."""
     standardise: bool = False
@@ -49,8 +54,9 @@ class RewardTerm(Settings):
     """Factor of this term in the sum, after normalise and clip (score units)."""
     clip: float | None = Field(default=None, gt=0)
     """Scores of this term are clipped to +- this value, once normalised (score units); null = off."""
-    normalise: Literal["none"] | FixedNormalisation = "none"
-    """What the source's scores are divided by, and perhaps what is taken off before: fixed numbers."""
+    normalise: Literal["none", "running", "running_centred"] | FixedNormalisation = "none"
+    """running: divide by the standard deviation of all scores of this term so far; running_centred: take their mean off
+    before; or fixed numbers, {mean, std}."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "RewardTerm":

@@ -7,11 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reward.base import NonFiniteScore, RewardError, RewardFunction
+from reward.calls import GIVEN, TRL_ALONE, SampleFailed, source_file
 
 LIMIT = 1e6
 """Default magnitude (score units) beyond which a score is taken for a mistake."""
 _ONE_EACH = "return a list with one float per completion"
 _NOT_FINITE = "expected a finite number"
+_WHOLE = "the whole batch, though on no sample alone"
+_OTHERWISE = {
+    **dict.fromkeys(("prompt", "completion"), "set call: single for this term, or take prompts and completions"),
+    **dict.fromkeys(("prompts", "completions"), "set call: batch for this term, or take prompt and completion"),
+    **{name: f"give it a default, {name}=None: only TRL's own trainer passes it" for name in TRL_ALONE},
+}
+"""What to do about names that are hardly columns."""
 _SHOWN = 40
 """Characters of a prompt or completion in a message."""
 
@@ -33,10 +41,16 @@ def scores_of(
     NaN and infinities raise its subclass NonFiniteScore.
     """
     _require_columns(name, function, columns)
+    columns = {k: v for k, v in columns.items() if k not in ("prompts", "completions")}
     try:
         returned = function(prompts=prompts, completions=completions, **columns)
+    except SampleFailed as failed:
+        told = _sample(failed.index, prompts, completions)
+        raise _raised(name, function, failed.__cause__, told) from failed.__cause__
     except (Exception, SystemExit) as error:
-        raise _raised(name, function, error, prompts, completions, columns) from error
+        culprit = _culprit(function, prompts, completions, columns)
+        told = _WHOLE if culprit is None else _sample(culprit, prompts, completions)
+        raise _raised(name, function, error, told) from error
     return checked(name, returned, prompts, completions, limit)
 
 
@@ -101,28 +115,23 @@ def column_of(name: str, reference: str, columns: Mapping[str, Any]) -> Any:
 def _require_columns(name: str, function: RewardFunction, columns: Mapping[str, Any]) -> None:
     parameters = inspect.signature(function).parameters.values()
     named = [p for p in parameters if p.kind is not p.VAR_KEYWORD and p.kind is not p.VAR_POSITIONAL]
-    wanted = [p.name for p in named if p.default is p.empty and p.name not in ("prompts", "completions")]
-    missing = [column for column in wanted if column not in columns]
-    if missing:
-        found = f"found {', '.join(columns)}" if columns else "found none beside prompt"
-        problem = f"{name} needs '{missing[0]}', which is no column of the prompt data and no argument; {found}"
-        raise RewardError("REW04", problem, fix=f"add '{missing[0]}' to the prompt rows, or give it a default")
+    given = getattr(function, "given", GIVEN["batch"])
+    wanted = [p.name for p in named if p.default is p.empty and p.name not in given]
+    missing = next((column for column in wanted if column not in columns), None)
+    if missing is None:
+        return
+    own = [column for column in columns if column not in given]
+    found = f"found {', '.join(own)}" if own else "found none beside prompt"
+    problem = f"{name} needs '{missing}', which is no column of the prompt data and no argument; {found}"
+    fix = _OTHERWISE.get(missing, f"add '{missing}' to the prompt rows, or give it a default")
+    raise RewardError("REW04", problem, fix=fix)
 
 
-def _raised(
-    name: str,
-    function: RewardFunction,
-    error: BaseException,
-    prompts: Sequence[Any],
-    completions: Sequence[str],
-    columns: Mapping[str, Any],
-) -> RewardError:
-    """REW03 with the line of the user's file that failed, and the sample that fails by itself."""
-    own = getattr(getattr(function, "__code__", None), "co_filename", None)
+def _raised(name: str, function: RewardFunction, error: BaseException, on: str) -> RewardError:
+    """REW03 with the line of the user's file that failed."""
+    own = source_file(function)
     frames = traceback.extract_tb(error.__traceback__)
     where = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1])
-    culprit = _culprit(function, prompts, completions, columns)
-    on = "the whole batch, though on no sample alone" if culprit is None else _sample(culprit, prompts, completions)
     told = " ".join(str(error).split())
     problem = f"{name} raised {type(error).__name__}{f': {told}' if told else ''} at {where.filename}:{where.lineno}"
     return RewardError("REW03", f"{problem} on {on}", fix="mend that line")

@@ -14,11 +14,12 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from reward.base import RewardError, resolve
+from reward.calls import Call, Calling, TrainerState, plain
 from reward.contract import LIMIT, scores_of
 
 IMPORT_SECONDS = 60.0
@@ -31,15 +32,27 @@ _GRACE = 2.0
 
 @dataclass(frozen=True)
 class Trial:
-    """A function and the samples to call it with; without samples it is only looked up."""
+    """A function and the samples to call it with; without samples it is only looked up.
+
+    `completion_ids` are the bytes of the texts here, because no tokenizer is loaded.
+    """
 
     spec: str
     prompts: Sequence[Any] = ()
     completions: Sequence[str] = ()
     columns: Mapping[str, Sequence[Any]] | None = None
     """The other columns of the data, each a list with one value per sample."""
-    arguments: Mapping[str, Any] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     limit: float = LIMIT
+    call: Call = "batch"
+    concurrency: int = 8
+    label: str | None = None
+    """What to call it in a message; None = `spec`."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in a message."""
+        return self.label or self.spec
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class _Running:
         if code is None or "Timeout (" in complaints:
             return self._too_slow(complaints)
         if not answer:
-            problem = f"{self._trial.spec} ended its process with exit code {code} instead of returning"
+            problem = f"{self._trial.name} ended its process with exit code {code} instead of returning"
             return RewardError("REW03", problem, fix="let it raise or return")
         answered = json.loads(answer)
         return answered["scores"] if "scores" in answered else RewardError(**answered)
@@ -101,10 +114,10 @@ class _Running:
         own = [(path, line) for path, line in lines if file.endswith(".py") and path.endswith(file)] or lines
         where = f"; it is at {own[0][0]}:{own[0][1]}" if own else ""
         if _CALLING not in complaints:
-            problem = f"{self._trial.spec}: importing it has not ended after {self._patience.imports:g} s{where}"
+            problem = f"{self._trial.name}: importing it has not ended after {self._patience.imports:g} s{where}"
             return RewardError("REW05", problem, fix="move what takes long from the file's top level into the function")
         took = f"after {self._patience.call:g} s on {len(self._trial.prompts)} samples"
-        problem = f"{self._trial.spec} has not returned {took}"
+        problem = f"{self._trial.name} has not returned {took}"
         return RewardError("REW05", problem + where, fix="mend it, or give it longer: check.reward_seconds")
 
 
@@ -147,8 +160,10 @@ def _scores(trial: Trial, seconds: float) -> list[float | None]:
     sys.stderr.write(_CALLING)
     sys.stderr.flush()
     faulthandler.dump_traceback_later(seconds, exit=True)
-    named = {**(trial.columns or {}), **(trial.arguments or {})}
-    return scores_of(trial.spec, function, trial.prompts, trial.completions, named, trial.limit)
+    function = plain(function, Calling(trial.arguments, trial.call, trial.concurrency))
+    ids = [list(text.encode()) for text in trial.completions]
+    named = {**(trial.columns or {}), "completion_ids": ids, "trainer_state": TrainerState()}
+    return scores_of(trial.name, function, trial.prompts, trial.completions, named, trial.limit)
 
 
 if __name__ == "__main__":

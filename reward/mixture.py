@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from reward.base import RewardFunction
+from reward.calls import Call, Calling, TrainerState, plain
 from reward.contract import LIMIT, column_of, scores_of
+from reward.scales import RunningScale, Scale
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class Texts:
     prompts: Sequence[str]
     completions: Sequence[str]
     columns: Mapping[str, Sequence[Any]]
+    ids: Sequence[Sequence[int]] | None = None
+    """Sampled token ids of each completion, its stop token included."""
+    state: TrainerState = TrainerState()
+    """How far training is."""
 
 
 Read = Callable[[Any], Tensor]
@@ -42,33 +47,29 @@ class FunctionScores(Source):
     abstains: ClassVar[bool] = True
 
     name: str
-    function: RewardFunction
+    function: Callable[..., Any]
     arguments: Mapping[str, Any]
     limit: float = LIMIT
     """Largest magnitude of a score."""
     reference: str | None = None
     """Column that the function gets as `references`."""
+    call: Call = "batch"
+    concurrency: int = 8
 
     def __call__(self, texts: Texts, read: Read) -> Tensor:
         """Scores float32 [B], NaN for None. Raises RewardError REW01 to REW04, see reward.contract."""
-        named = {**texts.columns, **self.arguments}
-        if self.reference is not None:
-            named["references"] = column_of(self.name, self.reference, texts.columns)
-        scores = scores_of(self.name, self.function, texts.prompts, texts.completions, named, self.limit)
+        scores = self.scores(texts)
         return torch.tensor([math.nan if score is None else score for score in scores], dtype=torch.float32)
 
-
-@dataclass(frozen=True)
-class Scale:
-    """`(score - mean) / std`, clipped to +- clip."""
-
-    mean: float = 0.0
-    std: float = 1.0
-    clip: float | None = None
-
-    def __call__(self, scores: Tensor) -> Tensor:
-        scores = (scores - self.mean) / self.std
-        return scores if self.clip is None else scores.clamp(-self.clip, self.clip)
+    def scores(self, texts: Texts) -> list[float | None]:
+        """One score per completion, None where the function does not apply."""
+        named = {**texts.columns, "trainer_state": texts.state}
+        if texts.ids is not None:
+            named["completion_ids"] = texts.ids
+        if self.reference is not None:
+            named["references"] = column_of(self.name, self.reference, texts.columns)
+        function = plain(self.function, Calling(self.arguments, self.call, self.concurrency))
+        return scores_of(self.name, function, texts.prompts, texts.completions, named, self.limit)
 
 
 @dataclass(frozen=True)
@@ -78,24 +79,54 @@ class Term:
     name: str
     weight: float
     source: Source
-    scale: Scale = Scale()
+    scale: Scale | RunningScale = Scale()
 
-    def contribution(self, scores: Tensor) -> Tensor:
+    def weighted(self, scores: Tensor) -> Tensor:
         """What the source's scores [B] add to the sum; 0 where the term does not apply."""
         added = self.weight * self.scale(scores)
         return torch.where(scores.isnan(), 0.0, added) if self.source.abstains else added
 
 
 class RewardMixture:
-    """`score = sum_i weight_i scale_i(source_i)`."""
+    """`score = sum_i weight_i scale_i(source_i)`. Terms go by their names, numbered where several have one name."""
 
     def __init__(self, terms: Sequence[Term]):
         self.terms = tuple(terms)
+        names = [term.name for term in terms]
+        labels = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
+        self._named = dict(zip(labels, self.terms, strict=True))
+        self._running = {n: t.scale for n, t in self._named.items() if isinstance(t.scale, RunningScale)}
 
     def __call__(self, texts: Texts, read: Read) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scores float32 [B], and what the sources said by name of the term. `read(model) -> [B]` runs a model."""
-        scores = [term.source(texts, read).cpu() for term in self.terms]
-        names = [term.name for term in self.terms]
-        labels = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
-        total = sum(term.contribution(score) for term, score in zip(self.terms, scores, strict=True))
-        return total, dict(zip(labels, scores, strict=True))
+        """Scores float32 [B] by the scales as they are, and what the sources said; `read(model)` runs a model."""
+        said = self.said(texts, read)
+        return self.total(said), said
+
+    def said(self, texts: Texts, read: Read) -> dict[str, Tensor]:
+        """What each source says, float32 [B]; NaN where a term does not apply."""
+        return {name: term.source(texts, read).cpu() for name, term in self._named.items()}
+
+    def learn(self, said: Mapping[str, Tensor]) -> None:
+        """Let running scales see the scores of a rollout, those of all ranks, once."""
+        for name, scale in self._running.items():
+            scale.learn(said[name])
+
+    def weighted(self, said: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What each term adds to the score, [B]."""
+        return {name: term.weighted(said[name]) for name, term in self._named.items()}
+
+    def total(self, said: Mapping[str, Tensor]) -> Tensor:
+        """Scores float32 [B]."""
+        return sum(self.weighted(said).values())
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has a state: the moments of running scales."""
+        return bool(self._running)
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        return {name: scale.moments.state_dict() for name, scale in self._running.items()}
+
+    def load_state_dict(self, state: Mapping[str, dict[str, float]]) -> None:
+        for name, scale in self._running.items():
+            scale.moments.load_state_dict(state[name])

@@ -6,8 +6,9 @@ from typing import Protocol
 import torch
 
 from reward.base import RewardUnavailable, resolve
+from reward.calls import TrainerState
 from reward.config import RewardTerm
-from reward.contract import scores_of
+from reward.mixture import FunctionScores
 from stages.base import StageContext
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.heads import PolicyModel
@@ -17,6 +18,7 @@ from stages.ppo.config import PPOConfig
 from stages.ppo.evaluation import Completions, Estimate, Evaluator, distinct_2
 from stages.ppo.held_out import EVALUATION_SEED
 from stages.ppo.prompts import PromptBatch, PromptSet
+from stages.ppo.reward_scales import read_scales
 from stages.ppo.rewards import waiting_in
 from stages.quiet import quiet_libraries
 
@@ -62,6 +64,8 @@ def run_evaluation(
         if source
     }
     reward, scorers = builder.rewards.mixture, builder.rewards.scorers
+    if policy:
+        read_scales(policy, reward)
     shared = builder.trunk(builder.reference_lm, [*policies.values(), *(s.classifier for s in scorers)])
     evaluator = Evaluator(
         builder.policy(builder.reference_lm),
@@ -70,6 +74,7 @@ def run_evaluation(
         builder.renderer.decode,
         shared,
         config.batch_size,
+        state=TrainerState(ppo.steps, ppo.steps),
     )
     batch = held_out_batch(builder.prompts(prompts), ppo.eval_prompts, config.prompts)
     table: Table = {}
@@ -102,8 +107,7 @@ def judged(judge: str | None, completions: Completions) -> list[float | None]:
     """What the judge says of each completion; nothing without one."""
     if judge is None:
         return []
-    texts = completions.texts
-    return scores_of(judge, resolve(judge), texts.prompts, texts.completions, texts.columns)
+    return FunctionScores(judge, resolve(judge), {}).scores(completions.texts)
 
 
 def _estimates(completions: Completions, judged: list[float | None]) -> dict[str, Estimate]:

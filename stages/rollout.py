@@ -71,6 +71,10 @@ class Rollout(Rows):
         """long [B, T]"""
         return self.ids[:, self.prompt_mask.shape[1] :]
 
+    def answers(self) -> list[list[int]]:
+        """The token ids of each completion, without padding."""
+        return [ids[own].tolist() for ids, own in zip(self.completions, self.mask, strict=True)]
+
 
 def uniforms(seed: int, episodes: Sequence[int], width: int) -> Tensor:
     """One number in [0, 1) per completion token, float64 [B, T]; row i depends on (seed, episodes[i]) alone."""

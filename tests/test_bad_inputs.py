@@ -143,3 +143,17 @@ def test_what_is_in_order_is_said_stage_by_stage(place: Path, capsys: pytest.Cap
         "[ppo] rewards.py:score on 4 samples: 9, 9, 9, 0",
     ]
     assert [line for line in said if line not in out.splitlines()] == []
+
+
+def test_metrics_are_tried_on_real_rows_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row("prompts.jsonl", 4, answer=None)
+    terms = "reward=[{metric: exact_match, reference: answer}, {metric: length, arguments: {target: 2}}]"
+    code, out, err = rlhf(capsys, "check", "config.yaml", terms)
+    assert (code, err) == (0, "")
+    said = [
+        "[ppo] metric exact_match on 4 samples: 0, -, 0, 0",
+        "[ppo] metric length on 4 samples: 1, 1, 1, 0",
+        "note: prompts.jsonl: 'answer' is null in 1 of 12 rows (4): "
+        "the reward term 'exact_match' does not apply to them",
+    ]
+    assert [line for line in said if line not in out.splitlines()] == []

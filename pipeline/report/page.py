@@ -195,6 +195,9 @@ def _adapted(samples: Sequence[Row]) -> list[Example]:
 def _completion(row: Row) -> Completion:
     known = [(name, digits) for name, digits in SCORED if row.get(name) is not None]
     facts = tuple((UNITS.get(name, name), table.number(row[name], digits)) for name, digits in known)
+    terms = section(row, "terms")
+    if len(terms) > 1:
+        facts += tuple((str(name), table.number(value, 2)) for name, value in terms.items() if value is not None)
     # The space that joins prompt and completion belongs to the completion; here it would only indent.
     return Completion(_text(row.get("completion")).removeprefix(" "), facts, cut_off=row.get("stopped") is False)
 

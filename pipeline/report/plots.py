@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from pipeline.report.panels import STAGE_PANELS, Curve, Panel
 from pipeline.report.reading import Series, StageRecord
+from pipeline.report.terms import term_panels
 
 if TYPE_CHECKING:  # matplotlib takes a second to import; a table or a test of the reader does not need it
     from matplotlib.axes import Axes
@@ -69,6 +70,7 @@ def stage_plots(stage: StageRecord) -> list[Plot]:
             title = "Score against √KL"
             svg = _svg(_draw_frontier(stage), f"{stage.name} frontier", title)
             drawn.insert(2, Plot(title, FRONTIER_CAPTION, svg))
+        drawn[3:3] = [plot for panel in term_panels(stage) if (plot := _panel_plot(panel, stage))]
     return drawn
 
 

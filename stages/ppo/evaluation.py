@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reward.base import RewardError
+from reward.calls import TrainerState
 from reward.mixture import RewardMixture, Texts
 from stages.generators import seed_generators
 from stages.models.heads import PolicyModel
@@ -17,6 +18,7 @@ from stages.models.trunk import NoTrunk
 from stages.ppo.kl import k1
 from stages.ppo.passes import Passes
 from stages.ppo.prompts import PromptBatch
+from stages.ppo.scoring import applied, term_rows
 from stages.reward_model.quality import wilson
 from stages.rollout import Sampler
 from stages.world import ALONE, World
@@ -44,6 +46,8 @@ class Completions:
     """Held-out completions of one policy; tensors are [B]."""
 
     texts: Texts
+    terms: dict[str, Tensor]
+    """What the sources of the reward said; NaN where a term does not apply."""
     scores: Tensor
     kl: Tensor
     lengths: Tensor
@@ -55,6 +59,7 @@ class Completions:
             self.texts.prompts,
             self.texts.completions,
             self.scores,
+            term_rows(self.terms),
             self.kl,
             self.lengths,
             self.stopped,
@@ -65,20 +70,23 @@ class Completions:
                 "prompt": p,
                 "completion": c,
                 "score": float(s),
+                "terms": terms,
                 "kl": float(k),
                 "length": int(n),
                 "stopped": bool(e),
             }
-            for p, c, s, k, n, e in columns
+            for p, c, s, terms, k, n, e in columns
         ]
 
     def summary(self) -> dict[str, Estimate]:
-        """score, kl (nats per completion), length (tokens) and stopped_fraction."""
+        """score, kl (nats per completion), length (tokens), stopped_fraction, and each term where it applies."""
+        terms = {f"term/{name}": applied(values) for name, values in self.terms.items()}
         return {
             "score": Estimate.of(self.scores),
             "kl": Estimate.of(self.kl),
             "length": Estimate.of(self.lengths),
             "stopped_fraction": Estimate.of(self.stopped),
+            **{name: Estimate.of(values) for name, values in terms.items() if len(values)},
         }
 
 
@@ -93,6 +101,8 @@ class Evaluator:
     trunk: NoTrunk
     batch_size: int
     world: World = ALONE
+    state: TrainerState = TrainerState()
+    """What reward functions are told of training."""
 
     @torch.no_grad()
     def __call__(self, policy: PolicyModel, batch: PromptBatch) -> Completions:
@@ -105,9 +115,16 @@ class Evaluator:
             [p for part in parts for p in part.texts.prompts],
             [c for part in parts for c in part.texts.completions],
             batch.columns,
+            [ids for part in parts for ids in part.texts.ids],
+            self.state,
         )
+        terms = {name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms}
         tensors = (torch.cat([getattr(p, name) for p in parts]) for name in ("scores", "kl", "lengths", "stopped"))
-        return Completions(texts, *tensors)
+        return Completions(texts, terms, *tensors)
+
+    def rescored(self, completions: Completions) -> Completions:
+        """The same completions under the reward's scales as they are now."""
+        return replace(completions, scores=self.reward.total(completions.terms))
 
     def _part(self, policy: PolicyModel, batch: PromptBatch) -> Completions:
         rows, width = self._own(batch), max(map(len, batch.ids))
@@ -117,16 +134,20 @@ class Evaluator:
         logprobs = passes.replay(r, lambda p: policy(p.ids, p.attention_mask, p.mask, False).logprobs)
         written = self.decode(r.completions, r.mask)
         with self.world.together(RewardError):
-            scores, _ = self.reward(
-                Texts(rows.texts, written, rows.columns),
+            scores, said = self.reward(
+                Texts(rows.texts, written, rows.columns, r.answers(), self.state),
                 lambda model: passes.replay(r, lambda p: model.scores(p.ids, p.attention_mask)),
             )
         kl = k1(logprobs, ref_logprobs, r.mask).sum(1)
-        completions = [text for part in self.world.gather_objects(written) for text in part]
-        tensors = (scores, kl, r.mask.sum(1).float(), r.stopped.float())
-        count = len(batch.ids)
-        whole = (self.world.gather(t)[:count].cpu() for t in tensors)
-        return Completions(Texts(batch.texts, completions[:count], batch.columns), *whole)
+        told = self.world.gather_objects((written, r.answers()))
+        completions, ids = ([item for part in told for item in part[i]][: len(batch.ids)] for i in range(2))
+        terms = {name: self._whole(values, batch) for name, values in said.items()}
+        tensors = (self._whole(t, batch) for t in (scores, kl, r.mask.sum(1).float(), r.stopped.float()))
+        return Completions(Texts(batch.texts, completions, batch.columns, ids, self.state), terms, *tensors)
+
+    def _whole(self, own: Tensor, batch: PromptBatch) -> Tensor:
+        """The values [B] of all ranks."""
+        return self.world.gather(own)[: len(batch.ids)].cpu()
 
     def _own(self, batch: PromptBatch) -> PromptBatch:
         """The rows of this rank; the last row is repeated until all ranks have as many."""

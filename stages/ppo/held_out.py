@@ -7,10 +7,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from stages.base import StageContext
 from stages.durable import delete_folder, replacing, swap_in
 from stages.ppo.evaluation import Completions, Evaluator, win_rate
 from stages.ppo.prompts import PromptSet
+from stages.ppo.reward_scales import write_scales
 from stages.ppo.trainer import PPOTrainer
 
 EVALUATION_SEED = 1_000_003  # apart from the seeds of training, so that evaluation never reuses a rollout's draws
@@ -23,6 +26,8 @@ class Best:
     step: int = -1
     score: float = float("-inf")
     kl: float = 0.0
+    terms: dict[str, list[float]] = field(default_factory=dict)
+    """What the reward's sources said of its completions, kept while running scales may still change their sum."""
 
 
 @dataclass
@@ -65,9 +70,11 @@ class HeldOut:
         with self.trainer.averaged():
             ours = self.evaluator(self.trainer.policy.module, batch)
             summary = ours.summary()
-            self._keep_if_best(summary["score"].value, summary["kl"].value)
+            self._keep_if_best(ours, summary["score"].value, summary["kl"].value)
         metrics = {f"eval/{name}": estimate.value for name, estimate in summary.items()}
-        metrics |= {f"eval/{name}": value for name, value in win_rate(ours, self._reference).items()}
+        metrics |= {
+            f"eval/{name}": value for name, value in win_rate(ours, self.evaluator.rescored(self._reference)).items()
+        }
         self.context.tracker.log(metrics | {"time/eval": perf_counter() - start}, self.trainer.finished)
         score, kl, length = (metrics[f"eval/{name}"] for name in ("score", "kl", "length"))
         print(
@@ -76,11 +83,20 @@ class HeldOut:
             flush=True,
         )
 
-    def _keep_if_best(self, score: float, kl: float) -> None:
+    def _keep_if_best(self, ours: Completions, score: float, kl: float) -> None:
         budget = self.trainer.config.kl_budget
-        if self.trainer.finished and score > self.best.score and (budget is None or kl <= budget):
-            self.best = Best(self.trainer.finished, score, kl)
+        if self.trainer.finished and score > self._to_beat() and (budget is None or kl <= budget):
+            learns = self.trainer.reward.learns
+            terms = {name: values.tolist() for name, values in ours.terms.items()} if learns else {}
+            self.best = Best(self.trainer.finished, score, kl, terms)
             self._publish(self.folder)
+
+    def _to_beat(self) -> float:
+        """The score of the best policy so far, under the reward's scales as they are now."""
+        if not self.best.terms:
+            return self.best.score
+        said = {name: torch.tensor(values) for name, values in self.best.terms.items()}
+        return float(self.trainer.reward.total(said).mean(dtype=torch.float64))
 
     def _publish(self, folder: Path) -> None:
         """Write the policy; all ranks hold its weights together meanwhile, and rank 0 writes."""
@@ -88,6 +104,7 @@ class HeldOut:
             if self.context.world.main:
                 with replacing(folder) as aside:
                     self.publish(aside)
+                    write_scales(aside, self.trainer.reward)
         self.context.world.barrier()
 
     def publish_final(self, final: Path) -> None:

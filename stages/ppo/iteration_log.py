@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stages.base import StageContext
+from stages.ppo.scoring import term_rows
 from stages.ppo.trainer import Step
 from stages.progress import Progress
 
@@ -22,8 +23,7 @@ PRINTED = 3
 
 def log_iteration(context: StageContext, step: Step, episodes: Sequence[int], number: int, progress: Progress) -> None:
     """Log the metrics and all samples of iteration `number` and show that it is done."""
-    terms = {f"objective/term/{name}": float(scores.mean()) for name, scores in step.parts.items()}
-    context.tracker.log(step.metrics | terms, number)
+    context.tracker.log(step.metrics, number)
     progress.show(number, {name: step.metrics[path] for name, path in SHOWN.items()})
     context.tracker.samples(sample_rows(step, episodes), number)
 
@@ -40,16 +40,17 @@ def sample_rows(step: Step, episodes: Sequence[int]) -> list[dict[str, Any]]:
     e = step.experience
     kl = (e.logprobs - e.ref_logprobs).sum(1)
     texts = (step.texts.prompts, step.texts.completions)
-    columns = zip(episodes, *texts, e.scores, kl, e.mask.sum(1), e.stopped, strict=True)
+    columns = zip(episodes, *texts, e.scores, term_rows(step.terms), kl, e.mask.sum(1), e.stopped, strict=True)
     return [
         {
             "episode": int(i),
             "prompt": p,
             "completion": c,
             "score": float(s),
+            "terms": terms,
             "kl": float(k),
             "length": int(n),
             "stopped": bool(stop),
         }
-        for i, p, c, s, k, n, stop in columns
+        for i, p, c, s, terms, k, n, stop in columns
     ]

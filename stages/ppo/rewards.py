@@ -14,9 +14,10 @@ from reward.base import resolve
 from reward.config import FixedNormalisation, RewardTerm
 from reward.learned import ModelScores
 from reward.metric_config import checked_arguments
-from reward.mixture import FunctionScores, RewardMixture, Scale, Source, Term
+from reward.mixture import FunctionScores, RewardMixture, Source, Term
 from reward.remote import RemoteScorer, Waiting
 from reward.remote_scores import RemoteScores
+from reward.scales import RunningScale, Scale
 from stages.base import InputError, StageContext
 from stages.models.config import TuningConfig
 from stages.models.heads import ScoreModel
@@ -63,7 +64,14 @@ class RewardBuilder:
             )
         if term.remote:
             return RemoteScores(RemoteScorer(term.label, term.remote, term.limit, self.waiting))
-        return FunctionScores(term.label, resolve(term.function), term.arguments, term.limit)
+        return FunctionScores(
+            term.label,
+            resolve(term.function),
+            term.arguments,
+            term.limit,
+            call=term.call,
+            concurrency=term.concurrency,
+        )
 
     def _learned(self, term: RewardTerm) -> LearnedReward:
         final = self.own if term.model == "reward_model" else Path(term.model)
@@ -76,9 +84,12 @@ class RewardBuilder:
         return LearnedReward(final, term, self.roles, self.compute)
 
 
-def _scale(term: RewardTerm) -> Scale:
-    fixed = term.normalise if isinstance(term.normalise, FixedNormalisation) else FixedNormalisation()
-    return Scale(fixed.mean, fixed.std, term.clip)
+def _scale(term: RewardTerm) -> Scale | RunningScale:
+    if isinstance(term.normalise, FixedNormalisation):
+        return Scale(term.normalise.mean, term.normalise.std, term.clip)
+    if term.normalise == "none":
+        return Scale(clip=term.clip)
+    return RunningScale(term.normalise == "running_centred", term.clip)
 
 
 def waiting_in(context: StageContext) -> Waiting:

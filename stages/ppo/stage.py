@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from reward.calls import TrainerState
 from reward.config import RewardTerm
 from stages.base import StageContext, StageResult
 from stages.deepspeed_config import DeepSpeedConfig
@@ -45,6 +46,7 @@ def run_ppo(
         trainer.trunk,
         config.rollout_batch_size,
         context.world,
+        TrainerState(config.steps, config.steps),
     )
     shown = builder.prompts(eval_prompts) if eval_prompts else None
     held_out = HeldOut(trainer, shown, evaluator, context, builder.publish)

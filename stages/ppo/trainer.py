@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reward.base import RewardError
+from reward.calls import TrainerState
 from reward.mixture import RewardMixture, Texts
 from stages.engine import Engine
 from stages.generators import seed_generators
@@ -31,6 +31,7 @@ from stages.ppo.passes import Passes, recomputing
 from stages.ppo.prompts import PromptBatch
 from stages.ppo.ptx import PretrainingMix
 from stages.ppo.scores import ScoreRule
+from stages.ppo.scoring import Scored, require_sum, score_together, term_metrics
 from stages.rollout import Rollout, Sampler
 from stages.world import ALONE, World
 
@@ -41,8 +42,8 @@ class Step:
 
     experience: Experience
     texts: Texts
-    parts: dict[str, Tensor]
-    """Unweighted terms of the reward by name, [B]."""
+    terms: dict[str, Tensor]
+    """What the sources of the reward said, by name of the term, [B]; NaN where it does not apply."""
     metrics: Metrics
 
 
@@ -81,9 +82,9 @@ class PPOTrainer:
         with self.policy.sampling():
             own = self.sampler(self.policy.module.lm, rows.ids, rows.episodes, width)
         clock.begin("scoring")
-        experience, texts, parts = self.evaluate(own, batch)
+        experience, scored = self.evaluate(own, batch)
         clock.begin("update")
-        metrics = rollout_metrics(experience, self.kl.coef)
+        metrics = rollout_metrics(experience, self.kl.coef) | term_metrics(scored)
         trained = (self.policy.module, self.value.module)
         with recomputing(trained, self.config.gradient_checkpointing):
             metrics |= self.optimise(experience, batch)
@@ -91,10 +92,10 @@ class PPOTrainer:
         self.finished += 1
         metrics |= clock.metrics()
         metrics["rollout/tokens_per_second"] = metrics["rollout/tokens"] / metrics["time/rollout"]
-        return Step(experience, texts, parts, metrics)
+        return Step(experience, Texts(batch.texts, scored.completions, batch.columns), scored.terms, metrics)
 
     @torch.no_grad()
-    def evaluate(self, own: Rollout, batch: PromptBatch) -> tuple[Experience, Texts, dict[str, Tensor]]:
+    def evaluate(self, own: Rollout, batch: PromptBatch) -> tuple[Experience, Scored]:
         """Log-probabilities, values, scores, rewards and advantages of a rollout, all constant from here on.
 
         `own` has the rows of this rank, `batch` and what is returned those of all.
@@ -108,31 +109,32 @@ class PPOTrainer:
         ref_logprobs, values = self.world.gather(ref_logprobs), self.world.gather(values)
         forward = {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "values": values}
         require_finite(forward, sampled, self.finished + 1, batch.episodes)
-        texts, raw, parts = self._score(own, batch)
-        require_finite({"score": raw}, sampled | forward, self.finished + 1, batch.episodes)
+        scored = self._score(own, batch, self.score_rule.counted(sampled["stopped"]))
+        require_finite({"score": scored.scores}, sampled | forward, self.finished + 1, batch.episodes)
+        require_sum(scored)
 
         mask, stopped = sampled["mask"], sampled["stopped"]
-        scores = self.score_rule(raw.to(mask.device), stopped)
+        scores = self.score_rule(scored.scores.to(mask.device), stopped)
         rewards = token_rewards(scores, k1(logprobs, ref_logprobs, mask), mask, self.kl.coef)
         advantages, returns = gae(rewards, values, mask, self.config.gamma, self.config.lam)
         if self.config.whiten_advantages:
             advantages = whiten(advantages, mask)
         derived = {"scores": scores, "rewards": rewards, "advantages": advantages, "returns": returns}
         require_finite(derived, sampled | forward, self.finished + 1, batch.episodes)
-        return Experience(**sampled, **forward, entropy=entropy, **derived), texts, parts
+        return Experience(**sampled, **forward, entropy=entropy, **derived), scored
 
-    def _score(self, own: Rollout, batch: PromptBatch) -> tuple[Texts, Tensor, dict[str, Tensor]]:
-        """The texts of all rows, their scores [B] and the terms of these; each rank asks the reward about its own."""
+    def _score(self, own: Rollout, batch: PromptBatch, counted: Tensor) -> Scored:
+        """What the reward says of all rows; each rank asks it about its own."""
         rows, passes = batch.rows(self.world.share(len(batch.ids))), self._passes
+        state = TrainerState(self.finished, self.config.steps)
         written = self.decode(own.completions, own.mask)
-        with self.world.together(RewardError):
-            raw, parts = self.reward(
-                Texts(rows.texts, written, rows.columns),
-                lambda model: passes.replay(own, lambda r: model.scores(r.ids, r.attention_mask)),
-            )
-        completions = [text for part in self.world.gather_objects(written) for text in part]
-        terms = {name: self.world.gather(scores) for name, scores in parts.items()}
-        return Texts(batch.texts, completions, batch.columns), self.world.gather(raw), terms
+        return score_together(
+            self.reward,
+            Texts(rows.texts, written, rows.columns, own.answers(), state),
+            lambda model: passes.replay(own, lambda r: model.scores(r.ids, r.attention_mask)),
+            self.world,
+            counted,
+        )
 
     def optimise(self, experience: Experience, batch: PromptBatch) -> Metrics:
         """ppo_epochs passes over the rollout in minibatches of whole completions; each row once per pass."""
@@ -213,6 +215,7 @@ class PPOTrainer:
             "value": self.value,
             "kl": self.kl,
             "moments": self.score_rule.moments,
+            "reward": self.reward if self.reward.learns else None,
             "ptx": self.ptx,
             "ema": self.ema,
         }

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.bad_inputs.place import Case, replace
+from tests.bad_inputs.data import row
+from tests.bad_inputs.place import Case, replace, write
 
 SCORED = ("reward=[{function: 'rewards.py:score'}]",)
 JUDGED = ("evaluation.judge=rewards.py:score",)
@@ -210,6 +211,51 @@ CASES = [
         "fix: add 'label' to the prompt rows, or give it a default",
         lambda: function("return label", "prompts, completions, label, **columns"),
         SCORED,
+    ),
+    Case(
+        24,
+        "metric against a column that the data lacks",
+        "[REW04] prompts.jsonl row 1: no column 'answr', which the reward term 'bleu' compares with; found answer; "
+        "fix: set reward.0.reference=answer",
+        overrides=("reward=[{metric: bleu, reference: answr}]",),
+    ),
+    Case(
+        24,
+        "metric against a held-out column that is missing",
+        "[REW04] prompts.eval.jsonl row 1: no column 'answer', which the reward term 'rougeL' compares with; "
+        "found none beside prompt; fix: add 'answer' to every row",
+        lambda: write("prompts.eval.jsonl", *({"prompt": f"film {n}"} for n in range(100, 104))),
+        ("reward=[{metric: rougeL, reference: answer}]",),
+    ),
+    Case(
+        24,
+        "metric against numbers",
+        "[DATA02] prompts.jsonl row 3: 'answer' is a number, expected a text, a list of texts, or null; "
+        "fix: correct or remove them",
+        lambda: row("prompts.jsonl", 3, answer=7),
+        ("reward=[{metric: exact_match, reference: answer}]",),
+    ),
+    Case(
+        24,
+        "metric against nothing",
+        "[REW04] prompts.jsonl: 'answer' is null in all 12 rows, so the reward term 'chrf' never applies; "
+        "fix: write the texts to compare with, or remove reward.0",
+        lambda: write("prompts.jsonl", *({"prompt": f"film {n}", "answer": None} for n in range(12))),
+        ("reward=[{metric: chrf, reference: answer}]",),
+    ),
+    Case(
+        24,
+        "metric of no such name",
+        "[CONF02] override 'reward=[{metric: blue, reference: answer}]': 'reward.0.metric' is wrong; found 'blue', …",
+        overrides=("reward=[{metric: blue, reference: answer}]",),
+    ),
+    Case(
+        24,
+        "single call that raises",
+        "[REW03] rewards.py:score raised ZeroDivisionError: division by zero at …/rewards.py:2 on sample 3 "
+        "(prompt 'film 9', completion ''); fix: mend that line",
+        lambda: function("return 1 / len(completion)", "prompt, completion, **columns"),
+        ("reward=[{function: 'rewards.py:score', call: single}]",),
     ),
     Case(
         27,

@@ -35,6 +35,10 @@ data:
   demonstrations: {{train: {data}/demonstrations.jsonl}}
   preferences: {{train: {data}/preferences.jsonl}}
   prompts: {{train: {data}/prompts.jsonl, eval: {data}/prompts.jsonl}}
+reward:
+  - {{model: reward_model, normalise: running}}
+  - {{metric: length, arguments: {{target: 4, unit: characters}}, weight: 0.5, clip: 2, normalise: running_centred}}
+  - {{metric: chrf, reference: answer, weight: 0.5}}
 sft: {{tuning: {tuning}, max_steps: 2, learning_rate: 1e-2, batch_size: 4, microbatch_size: 4, max_length: 32}}
 reward_model: {{tuning: {tuning}, max_steps: 2, learning_rate: 1e-2, batch_size: 4, microbatch_size: 4, max_length: 32}}
 ppo: {{tuning: {tuning}, steps: 3, rollout_batch_size: 8, minibatch_size: 4, microbatch_size: 1, ppo_epochs: 2,
@@ -42,6 +46,7 @@ ppo: {{tuning: {tuning}, steps: 3, rollout_batch_size: 8, minibatch_size: 4, mic
   keep_checkpoints: 3, eval_prompts: 3, eval_every: 2, max_empty_fraction: 1.0}}
 """
 STARTS = ("the film", "a plot", "my seat", "so bad")
+ANSWERS = ("is good", None, ["so bad", "was sad"], "a film")
 IDS = random_ids(2, 8)
 
 
@@ -96,7 +101,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     write_rows(root / "demonstrations.jsonl", demonstrations)
     pairs = [{"prompt": s, "chosen": " is good.", "rejected": c} for s in STARTS for c in (" is bad!", " was sad")]
     write_rows(root / "preferences.jsonl", pairs)
-    write_rows(root / "prompts.jsonl", [{"prompt": s} for s in STARTS])
+    write_rows(root / "prompts.jsonl", [{"prompt": s, "answer": a} for s, a in zip(STARTS, ANSWERS, strict=True)])
     alone = {method: chain(root / method, method, root, base) for method in METHODS}
     ranks = {(m, z): split(alone[m], root / f"{m}-zero{z}", z) for m in METHODS for z in ZERO}
     codes = on_two_ranks("ppo", [run.path for run in ranks.values()], root / "log.txt")

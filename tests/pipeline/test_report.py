@@ -159,6 +159,26 @@ def test_each_stage_that_logged_something_gets_its_figures(full: Path) -> None:
     assert html.count("<svg") == html.count("<figcaption>") == 7
 
 
+def test_a_reward_of_several_terms_has_a_figure_and_a_fact_for_each(full: Path) -> None:
+    names = ("like", "short", "<i>", "like_std")
+    terms = {f"objective/weighted/{n}": 0.2 for n in names[:3]} | {f"objective/term/{n}": 0.5 for n in names}
+    rows = [{"step": i, "objective/score": 0.4, "objective/kl": 1.0, "eval/term/like": 0.6} | terms for i in (1, 2)]
+    write_rows(full / "ppo/metrics.jsonl", rows)
+    drawn = {"step": 2, "prompt": "p", "completion": "c", "score": 0.4, "terms": {"like": 0.5, "short": None}}
+    write_rows(full / "ppo/samples.jsonl", [drawn])
+    titles = [plot.title for plot in stage_plots(read_run(full).stages["ppo"])]
+    assert titles == ["Score", "KL to the SFT model", "Score against √KL", "Reward term like", "Reward term short"]
+    html = page(full)
+    assert "PPO score 0.40 like 0.50 c" in plain(html)
+    assert "<i>" not in html
+
+
+def test_the_only_term_of_a_reward_is_its_score_and_not_drawn_again(full: Path) -> None:
+    rows = [{"step": 1, "objective/score": 0.4, "objective/term/like": 0.4, "objective/weighted/like": 0.4}]
+    write_rows(full / "ppo/metrics.jsonl", rows)
+    assert [plot.title for plot in stage_plots(read_run(full).stages["ppo"])] == ["Score"]
+
+
 def test_figures_take_their_colours_from_the_page_and_share_no_ids(full: Path) -> None:
     html = page(full)
     assert "stroke: var(--c1)" in html

@@ -99,17 +99,9 @@ def test_what_is_no_function_is_refused_with_the_code(source: str, tmp_path: Pat
     assert message(resolve, f"{function_file(tmp_path, source)}:value").startswith("[REW04] ")
 
 
-@pytest.mark.parametrize(
-    ("signature", "shown"),
-    [
-        ("prompts, completions", "prompts, completions"),
-        ("texts, **columns", "texts, columns"),
-        ("completions, **columns", "completions, columns"),
-    ],
-)
-def test_a_function_with_another_signature_is_refused(signature: str, shown: str, tmp_path: Path):
-    path = function_file(tmp_path, f"def f({signature}):\n    return [0.0]\n")
-    assert message(resolve, f"{path}:f") == f"[REW04] {path}:f takes ({shown}); {SIGNATURE}"
+def test_a_function_that_takes_no_columns_is_refused(tmp_path: Path):
+    path = function_file(tmp_path, "def f(prompts, completions):\n    return [0.0]\n")
+    assert message(resolve, f"{path}:f") == f"[REW04] {path}:f takes (prompts, completions); {SIGNATURE}"
 
 
 def test_numbers_of_every_kind_are_scores():
@@ -247,6 +239,8 @@ def test_columns_and_arguments_reach_the_function():
         return [0.0, 0.0]
 
     RewardMixture([Term("spy", 1.0, FunctionScores("spy", spy, {"threshold": 2}))])(TEXTS, unread)
+    state = seen.pop("trainer_state")
+    assert (state.global_step, state.max_steps) == (0, 1)
     assert seen == {"prompts": ["p1", "p2"], "completions": ["ab", "abcd"], "label": [1, 0], "threshold": 2}
 
 

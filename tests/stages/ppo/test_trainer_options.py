@@ -50,7 +50,7 @@ def test_target_kl_ends_the_epochs_before_the_step_that_would_follow() -> None:
 def test_scores_are_clipped_to_the_reward_clip() -> None:
     toy = small_tabular(reward_clip=0.25)
     step = toy.run(1)[0]
-    raw = step.parts["table"]
+    raw = step.terms["table"]
     assert raw.abs().max() > 0.25
     assert torch.equal(step.experience.scores, raw.clamp(-0.25, 0.25))
 
@@ -58,8 +58,8 @@ def test_scores_are_clipped_to_the_reward_clip() -> None:
 def test_normalised_scores_are_divided_by_the_deviation_of_all_scores_so_far() -> None:
     toy = small_tabular(score_normalisation="running")
     first, second = toy.run(2)
-    seen = torch.cat([first.parts["table"], second.parts["table"]])
-    expected = second.parts["table"] / seen.std(correction=0)
+    seen = torch.cat([first.terms["table"], second.terms["table"]])
+    expected = second.terms["table"] / seen.std(correction=0)
     torch.testing.assert_close(second.experience.scores, expected, atol=1e-6, rtol=0)
 
 
@@ -69,7 +69,7 @@ def test_a_replaced_score_never_enters_the_running_moments() -> None:
     calm = small_tabular(**options)
     wild = tabular_trainer(0, scores=lambda s: torch.where(cut_off, 1e6, s), **SMALL | options)
     for a, b in zip(calm.run(2), wild.run(2), strict=True):
-        assert not torch.equal(a.parts["table"], b.parts["table"])
+        assert not torch.equal(a.terms["table"], b.terms["table"])
         assert torch.equal(a.experience.advantages, b.experience.advantages)
     assert calm.trainer.score_rule.moments.state_dict() == wild.trainer.score_rule.moments.state_dict()
 
@@ -85,7 +85,7 @@ def test_the_missing_eos_rule_touches_exactly_the_rows_without_a_stop_token_in_u
     toy.trainer.sampler.stop_ids = tuple(stop_ids)
     toy.trainer.decode = lambda completions, mask: [""] * len(completions)  # the table has no text that ends with 2
     step = toy.run(1)[0]
-    e, raw = step.experience, step.parts["table"]
+    e, raw = step.experience, step.terms["table"]
     ends = torch.stack([row[m][-1] for row, m in zip(e.completions, e.mask, strict=True)])
     stopped = torch.isin(ends, torch.tensor(stop_ids))
     assert stopped.any() and not stopped.all() and torch.equal(stopped, e.stopped)
