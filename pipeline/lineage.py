@@ -163,9 +163,9 @@ def _reward(config: PipelineConfig, hashes: FileHashes) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for index, term in enumerate(config.reward):
         fields |= dict(flat(f"reward[{index}]", _without_manners(plain(term))))
-        for named in (term.model, term.function):
+        for number, named in enumerate(term.models or [term.function]):
             if content := _content(named, hashes):
-                fields[f"reward[{index}].content"] = content
+                fields[f"reward[{index}].content{f'[{number}]' if number else ''}"] = content
     judge = _content(config.evaluation.judge, hashes)
     return fields | ({"evaluation.judge.content": judge} if judge else {})
 

@@ -11,7 +11,7 @@ from pipeline.environment import four_bit_errors
 from pipeline.findings import Findings
 from pipeline.lineage import enabled_steps
 from pipeline.model_files import unsafe_models
-from pipeline.parents import check_policy, check_reward_path, is_local, needs_reward_model
+from pipeline.parents import check_policy, check_reward_path, is_local, needs_reward_model, other_reward_models
 from pipeline.problems import missing_path
 from pipeline.rundir import RunDir
 from stages.base import InputError
@@ -48,7 +48,7 @@ def _model_errors(config: PipelineConfig, deferred: bool) -> Iterator[InputError
     yield from _base_errors(config.model.path, "model.path", deferred)
     if config.reward_model.enabled and config.reward_model.path:
         yield from _base_errors(config.reward_model.path, "reward_model.path", deferred)
-    for model in (term.model for term in config.reward if term.model not in (None, "reward_model")):
+    for model in other_reward_models(config):
         wrong = collected(lambda model=model: check_reward_path(model))
         yield from wrong or _adapter_errors(model, "reward model")
 

@@ -7,19 +7,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.config import PipelineConfig
+from pipeline.parents import other_reward_models
 from pipeline.problems import raise_together
 from stages.base import InputError
 from stages.models.hub import cached_folder
 from stages.models.trusted import adapter_base, unsafe
+from stages.reward_model.members import folders_of
 
 
 def unsafe_models(config: PipelineConfig) -> list[InputError]:
     """SAFE01 to SAFE05 for every model that the config names; `model.trust_remote_code` holds for model.path alone."""
-    terms = [term.model for term in config.reward if term.model not in (None, "reward_model")]
+    terms = [folder for model in other_reward_models(config) for folder in _members(model)]
     named = [config.model.path, config.reward_model.path if config.reward_model.enabled else None, *terms]
     paths = dict.fromkeys(path for path in named if path)
     trusted = [config.model.path] if config.model.trust_remote_code else []
     return [mistake for path in paths for mistake in _with_base(path, trusted)]
+
+
+def _members(model: str) -> list[str]:
+    """A reward model's folder, and those of the others in it."""
+    return [str(folder) for folder in folders_of(Path(model))] if Path(model).is_dir() else [model]
 
 
 def require_safe_models(config: PipelineConfig) -> None:

@@ -8,13 +8,19 @@ from pipeline.hashing import FileHashes
 from pipeline.launch import continue_command, printable
 from pipeline.problems import missing_path
 from pipeline.rundir import RunDir, StageDir, read_json
+from reward.config import OWN
 from stages.base import InputError
 from stages.models.weight_files import tensors_in
 
 
 def needs_reward_model(config: PipelineConfig) -> bool:
     """Whether a reward term is the reward model of this run."""
-    return any(term.model == "reward_model" for term in config.reward)
+    return any(OWN in term.models for term in config.reward)
+
+
+def other_reward_models(config: PipelineConfig) -> list[str]:
+    """The reward models that terms name beside that of this run, each once."""
+    return list(dict.fromkeys(model for term in config.reward for model in term.models if model != OWN))
 
 
 def parents_of(run: RunDir, config: PipelineConfig, stage: str) -> dict[str, StageDir]:
@@ -58,7 +64,7 @@ def check_fit(parents: Mapping[str, StageDir], base: Mapping[str, str], config: 
             STAGE01 no reward model.
     """
     expected = {"base": (config.model.path, base["hash"])}
-    for model in (term.model for term in config.reward if term.model not in (None, "reward_model")):
+    for model in other_reward_models(config):
         check_reward_path(model)
     for name, folder in parents.items():
         if name == "reward_model" and config.reward_model.path:

@@ -11,8 +11,12 @@ from reward.metric_config import METRICS, checked_arguments
 from reward.remote_config import RemoteConfig
 from reward.settings import Settings
 
+OWN = "reward_model"
+"""What a term calls the reward model of this run."""
+Combine = Literal["mean", "min", "mean_minus_std"]
+
 SOURCES: dict[str, tuple[str, ...]] = {
-    "model": ("standardise",),
+    "model": ("standardise", "combine", "k"),
     "metric": ("reference", "arguments"),
     "function": ("arguments", "limit", "call", "concurrency"),
     "remote": ("limit",),
@@ -28,8 +32,8 @@ class FixedNormalisation(Settings):
 
 
 class RewardTerm(Settings):
-    model: str | None = None
-    """`reward_model` for the stage of this run, or the `final/` folder of another reward model."""
+    model: str | list[str] | None = None
+    """`reward_model` for the stage of this run, the `final/` folder of another reward model, or a list of these."""
     metric: Literal[METRICS] | None = None
     """A metric of the completion's text, 0 to 1; docs/rewards.md defines each."""
     function: str | None = None
@@ -48,6 +52,10 @@ class RewardTerm(Settings):
     """Largest magnitude of a function's or server's score (score units); a larger one stops the run as a mistake."""
     standardise: bool = False
     """Divide the model's centred scores by their standard deviation on demonstrations; rescales kl_coef."""
+    combine: Combine = "mean"
+    """Of several reward models: the mean of their scores, the least, or the mean less k standard deviations."""
+    k: float = Field(default=1.0, ge=0)
+    """Standard deviations over the reward models (ddof 0) that combine: mean_minus_std takes off the mean."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Label of this term in metrics and samples; null = that of its source."""
     weight: float = 1.0
@@ -66,6 +74,10 @@ class RewardTerm(Settings):
             owners = " or ".join(source for source, keys in SOURCES.items() if key in keys)
             problem = f"'{key}' belongs to a term with {owners}, and this one has {self.source}"
             raise PydanticCustomError("CONF02", problem, {"key": key, "fix": f"remove '{key}'"})
+        if self.model == []:
+            raise ValueError("'model' names no reward model")
+        if "k" in self.model_fields_set and self.combine != "mean_minus_std":
+            raise ValueError("'k' acts with combine: mean_minus_std alone")
         if self.metric:
             checked_arguments(self.metric, self.reference, self.arguments)
         return self
@@ -79,6 +91,11 @@ class RewardTerm(Settings):
     def source(self) -> str:
         """Which of SOURCES scores this term."""
         return next(source for source in SOURCES if getattr(self, source) is not None)
+
+    @property
+    def models(self) -> list[str]:
+        """The reward models that it names; none where something else scores."""
+        return [self.model] if isinstance(self.model, str) else self.model or []
 
     @property
     def label(self) -> str:

@@ -39,6 +39,10 @@ class Source(Protocol):
     def __call__(self, texts: Texts, read: Read) -> Tensor:
         """Scores float32 [B]."""
 
+    def said(self, name: str, texts: Texts, read: Read) -> dict[str, Tensor]:
+        """The scores under the name of the term; a source may put more beside them, for the log alone."""
+        return {name: self(texts, read)}
+
 
 @dataclass(frozen=True)
 class FunctionScores(Source):
@@ -104,7 +108,8 @@ class RewardMixture:
 
     def said(self, texts: Texts, read: Read) -> dict[str, Tensor]:
         """What each source says, float32 [B]; NaN where a term does not apply."""
-        return {name: term.source(texts, read).cpu() for name, term in self._named.items()}
+        found = [term.source.said(name, texts, read) for name, term in self._named.items()]
+        return {name: scores.cpu() for each in found for name, scores in each.items()}
 
     def learn(self, said: Mapping[str, Tensor]) -> None:
         """Let running scales see the scores of a rollout, those of all ranks, once."""

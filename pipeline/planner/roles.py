@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config import PipelineConfig
+from pipeline.parents import needs_reward_model, other_reward_models
 from pipeline.planner.activations import Precision
 from pipeline.planner.architecture import Architecture
 from pipeline.planner.reading import architecture_of
@@ -159,9 +160,9 @@ def _ppo(config: PipelineConfig) -> Cast:
     adapted = config.sft.enabled and config.sft.tuning.method != "full" and start == config.model.path
     adapter = trained_numbers(a, config.sft.tuning, config.trunk.frozen_layers) if adapted else 0
     frozen = [Role("reference", a, frozen=4 * adapter, shared=below)]
-    learned = any(term.model == "reward_model" for term in config.reward)
+    learned = needs_reward_model(config)
     value = _with_reward_model(config, bases, frozen) if learned else _value_of_policy(config, a, start, bases)
-    for path in dict.fromkeys(t.model for t in config.reward if t.model not in (None, "reward_model")):
+    for path in other_reward_models(config):
         other = architecture_of(path)
         frozen.append(Role(f"reward model {path}", other, frozen=frozen_bytes(other, config.model, scalar=True)))
     return bases.cast([policy, value], frozen)

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import STAGES, PipelineConfig
 from pipeline.findings import Findings
+from pipeline.parents import other_reward_models
 from pipeline.texts.files import LONGEST, Row, TextFile, text_file, texts_in
 from pipeline.texts.gate import Rows
 from pipeline.texts.stages import ROLES, model_path, texts_of
@@ -84,8 +85,9 @@ class TextChecks:
     def _reward_models(self) -> None:
         """RM02: a reward model that reads texts in another way than the policy."""
         own = self.config.reward_model.path if self.config.reward_model.enabled else None
-        terms = [term.model for term in self.config.reward if term.model not in (None, "reward_model")]
-        for path in dict.fromkeys(path for path in (own, *terms) if path and self.config.ppo.enabled):
+        for path in dict.fromkeys(
+            path for path in (own, *other_reward_models(self.config)) if path and self.config.ppo.enabled
+        ):
             mine, theirs = (self._renderer(p).tokenizer for p in (self.config.model.path, path))
             if not same_reading(mine, theirs):
                 value = "; the value model starts from the policy" if path == own else ""

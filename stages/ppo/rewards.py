@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from reward import metrics
 from reward.base import resolve
-from reward.config import FixedNormalisation, RewardTerm
-from reward.learned import ModelScores
+from reward.config import OWN, FixedNormalisation, RewardTerm
+from reward.learned import EnsembleScores, ModelScores
 from reward.metric_config import checked_arguments
 from reward.mixture import FunctionScores, RewardMixture, Source, Term
 from reward.remote import RemoteScorer, Waiting
@@ -23,6 +23,7 @@ from stages.models.config import TuningConfig
 from stages.models.heads import ScoreModel
 from stages.models.roles import Roles
 from stages.ppo.learned_reward import LearnedReward
+from stages.reward_model.members import folders_of
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,18 @@ class RewardBuilder:
     @property
     def scorers(self) -> list[ScoreModel]:
         """The reward models in it that read the policy's own ids."""
-        return [term.source.model for term in self.mixture.terms if isinstance(term.source, ModelScores)]
+        sources = [term.source for term in self.mixture.terms]
+        each = [one for source in sources for one in getattr(source, "members", (source,))]
+        return [source.model for source in each if isinstance(source, ModelScores)]
 
     def value_model(self, tuning: TuningConfig) -> ScoreModel | None:
         """A trainable copy of this run's reward model; None without one that reads the policy's ids."""
-        learned = [self._learned(term) for term in self.terms if term.model == "reward_model"]
+        learned = [self._learned(self._own, term) for term in self.terms if OWN in term.models]
         return learned[0].value_model(tuning) if learned and learned[0].reads(self.tokenizer) else None
 
     def _source(self, term: RewardTerm) -> Source:
-        if term.model:
-            return self._learned(term).as_source(self.tokenizer, self.spread)
+        if term.models:
+            return self._of_models(term)
         if term.metric:
             arguments = checked_arguments(term.metric, term.reference, term.arguments)
             return FunctionScores(
@@ -73,15 +76,27 @@ class RewardBuilder:
             concurrency=term.concurrency,
         )
 
-    def _learned(self, term: RewardTerm) -> LearnedReward:
-        final = self.own if term.model == "reward_model" else Path(term.model)
-        if final is None:
+    def _of_models(self, term: RewardTerm) -> Source:
+        """One reward model, or several combined; every folder counts with all that it holds."""
+        named = [self._own if name == OWN else Path(name) for name in term.models]
+        finals = [final for folder in named for final in folders_of(folder)]
+        if self.own is not None and self.roles.trusts(self.own):
+            self.roles.trust(*folders_of(self.own))
+        sources = [self._learned(final, term).as_source(self.tokenizer, self.spread) for final in finals]
+        return sources[0] if len(sources) == 1 else EnsembleScores(tuple(sources), term.combine, term.k)
+
+    def _learned(self, final: Path, term: RewardTerm) -> LearnedReward:
+        return LearnedReward(final, term, self.roles, self.compute)
+
+    @property
+    def _own(self) -> Path:
+        if self.own is None:
             raise InputError(
                 "STAGE03",
                 "the reward has a model term but there is no reward_model stage",
                 fix="enable reward_model, or use a function term",
             )
-        return LearnedReward(final, term, self.roles, self.compute)
+        return self.own
 
 
 def _scale(term: RewardTerm) -> Scale | RunningScale:

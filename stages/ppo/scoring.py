@@ -63,7 +63,8 @@ def term_metrics(scored: Scored) -> dict[str, float]:
         if len(applying):
             metrics[f"objective/term/{name}"] = float(applying.mean())
             metrics[f"objective/term/{name}_std"] = float(applying.std(correction=0))
-        metrics[f"objective/weighted/{name}"] = float(scored.weighted[name].mean())
+    for name, added in scored.weighted.items():
+        metrics[f"objective/weighted/{name}"] = float(added.mean())
     return metrics
 
 
