@@ -76,7 +76,7 @@ class RewardTerm(Settings):
             raise PydanticCustomError("CONF02", problem, {"key": key, "fix": f"remove '{key}'"})
         if self.model == []:
             raise ValueError("'model' names no reward model")
-        if "k" in self.model_fields_set and self.combine != "mean_minus_std":
+        if self.k != 1.0 and self.combine != "mean_minus_std":
             raise ValueError("'k' acts with combine: mean_minus_std alone")
         if self.metric:
             checked_arguments(self.metric, self.reference, self.arguments)
