@@ -18,6 +18,7 @@ from rich.table import Table
 from pipeline import batch_plan, ckpt, preflight, serve_reward
 from pipeline.config import STAGES, PipelineConfig
 from pipeline.config_loading import config_schema, read_config
+from pipeline.evaluating import evaluate
 from pipeline.locks import stage_lock
 from pipeline.model_files import require_safe_folders
 from pipeline.node_check import check_nodes
@@ -196,14 +197,18 @@ def status(run_dir: RunFolder) -> None:
 
 
 @app.command(name="eval")
-def evaluate(
-    run_dir: RunFolder,
-    force: Annotated[bool, typer.Option("--force", help="Evaluate anew even when nothing changed.")] = False,
+def eval_command(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[reward_model] RUN_DIR [KEY=VALUE]...",
+            help="A run such as runs/imdb_smollm2; overrides such as data.preferences.eval=other.jsonl.",
+        ),
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Policies: anew even when nothing changed.")] = False,
 ) -> None:
-    """Evaluate base, SFT and PPO policy of a run on its held-out prompts; write results and report."""
-    folder = RunDir.open(run_dir)
-    selection = Selection(only="evaluation", force=("evaluation",) if force else ())
-    raise typer.Exit(run_chain(folder.config(), selection, sys.argv, console))
+    """Evaluate base, SFT and PPO policy of a run on its held-out prompts, or its reward model on held-out pairs."""
+    raise typer.Exit(evaluate(words, force, console))
 
 
 @app.command()

@@ -108,6 +108,13 @@ class PipelineConfig(Settings):
             raise ValueError("; ".join(mistakes))
         return self
 
+    @model_validator(mode="after")
+    def _demand_is_measured(self) -> "PipelineConfig":
+        held_out = self.data.preferences and self.data.preferences.eval
+        if self.reward_model.enabled and self.reward_model.minimum_accuracy is not None and not held_out:
+            raise ValueError("reward_model.minimum_accuracy is about held-out pairs; set data.preferences.eval")
+        return self
+
     def _method_mistakes(self) -> Iterator[str]:
         """What the stages' fine-tuning methods cannot do after one another, or with this model."""
         tunings: dict[str, TuningConfig] = {s: getattr(self, s).tuning for s in STAGES if getattr(self, s).enabled}

@@ -23,6 +23,8 @@ from stages.redaction import redactor
 _WITHOUT_EFFECT = {"enabled", "checkpoint_every", "keep_checkpoints", "on_nonfinite", "max_skipped_batches"}
 # Keys that came later, with the value that stands for what was done before: a stage that was made then is unchanged.
 _CAME_LATER = {"members": 1}
+# Keys that a finished stage is judged by: recorded as null, the value that stands for no demand.
+_DEMANDS = {"minimum_accuracy"}
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,12 @@ def _split(role: str, split: SplitConfig | None, parts: tuple[str, ...]) -> dict
 
 
 def _effective(section: Settings) -> dict[str, Any]:
-    return {
+    kept = {
         name: value
         for name, value in plain(section).items()
         if name not in _WITHOUT_EFFECT and (name not in _CAME_LATER or value != _CAME_LATER[name])
     }
+    return kept | dict.fromkeys(_DEMANDS & kept.keys())
 
 
 def _base_hash(model_path: str, hashes: FileHashes) -> str:

@@ -35,7 +35,25 @@ def parents_of(run: RunDir, config: PipelineConfig, stage: str) -> dict[str, Sta
         wanted.append("ppo")
     for name in wanted:
         _require_finished(run, name, stage)
+    if "reward_model" in wanted:
+        require_accuracy(run, config)
     return {name: run.stage(name) for name in wanted}
+
+
+def require_accuracy(run: RunDir, config: PipelineConfig) -> None:
+    """Refuse a reward model that is worse on held-out pairs than the config demands.
+
+    Raises:
+        InputError: RM06 its accuracy is below `reward_model.minimum_accuracy`.
+    """
+    folder, wanted = run.stage("reward_model"), config.reward_model.minimum_accuracy
+    found = folder.manifest.get("headline", {}).get("accuracy")
+    if wanted is not None and found is not None and found < wanted:
+        problem = (
+            f"{folder.path}: held-out accuracy {found:.3f} is below reward_model.minimum_accuracy {wanted:g}, "
+            "so PPO does not start; the reward model and its report.json are kept"
+        )
+        raise InputError("RM06", problem, fix="more or cleaner preferences, more steps, or a lower demand")
 
 
 def _require_finished(run: RunDir, name: str, child: str) -> None:

@@ -17,6 +17,7 @@ from pipeline.identity import listed
 from pipeline.launch import continue_command, last_lines, printable, rlhf, run_logged, stage_command
 from pipeline.lineage import enabled_steps, inputs_of
 from pipeline.locks import chain_lock
+from pipeline.parents import require_accuracy
 from pipeline.problems import EXIT_HANG, EXIT_INPUT, raise_together
 from pipeline.ranked_stage import ranked_stage, run_ranks
 from pipeline.restarts import with_restarts
@@ -78,7 +79,7 @@ def run_chain(config: PipelineConfig, selection: Selection, command: Sequence[st
     """Prepare, check, run every selected step, write results and report; returns the exit code.
 
     Raises:
-        InputError: the config, data or parents do not fit.
+        InputError: the config, data or parents do not fit; RM06 the reward model is worse than demanded.
     """
     steps = selection.steps(config)
     raise_together(writing_errors(config))
@@ -105,8 +106,23 @@ def run_chain(config: PipelineConfig, selection: Selection, command: Sequence[st
             code = with_restarts(walk.config, step, partial(_run_step, walk, step), walk.say, relay)
             if code:
                 return code
+            if step == "reward_model":
+                _require_accuracy(run, config, console)
         conclude(run, console)
     return 0
+
+
+def _require_accuracy(run: RunDir, config: PipelineConfig, console: Console) -> None:
+    """Stop the chain at a reward model that is worse than demanded, with a report that shows how.
+
+    Raises:
+        InputError: RM06 as in pipeline.parents.
+    """
+    try:
+        require_accuracy(run, config)
+    except InputError:
+        conclude(run, console)
+        raise
 
 
 def _verdict(run: RunDir, config: PipelineConfig, step: str, selection: Selection) -> Verdict:

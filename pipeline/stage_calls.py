@@ -1,6 +1,7 @@
 """From the config and the parents of a stage to its function's arguments. Imports no torch until a stage is called."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import PipelineConfig
@@ -26,11 +27,9 @@ def _run_sft(config: PipelineConfig, inputs: StageInputs, context: StageContext)
 
 
 def _run_reward_model(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
-    from stages.classification import read_sft_rows
     from stages.reward_model.stage import run_reward_model
 
     data = inputs.data
-    shown = next((path for role, path in data.items() if role.startswith("demonstrations")), None)
     return run_reward_model(
         config.reward_model,
         config.model,
@@ -38,10 +37,39 @@ def _run_reward_model(config: PipelineConfig, inputs: StageInputs, context: Stag
         eval=data.get("preferences.eval"),
         sft=inputs.parents.get("sft"),
         context=context,
-        demonstrations=read_sft_rows(shown, config.sft) if shown else [],
+        demonstrations=_demonstrations(config, data),
         trunk=config.trunk,
         deepspeed=config.deepspeed,
     )
+
+
+def measure_reward_model(
+    config: PipelineConfig, data: Mapping[str, Path], final: Path, sft: Path | None, folder: Path
+) -> dict[str, Any]:
+    """Measure the reward model in `final` on held-out pairs; write what is found into the stage's folder."""
+    from stages.reward_model.evaluation import evaluate_reward_model
+    from stages.reward_model.reporting import write_report
+
+    report = evaluate_reward_model(
+        config.reward_model,
+        config.model,
+        final,
+        held_out=data["preferences.eval"],
+        sft=sft,
+        demonstrations=_demonstrations(config, data),
+        seed=config.seed,
+        trunk=config.trunk,
+    )
+    write_report(folder, report)
+    return report
+
+
+def _demonstrations(config: PipelineConfig, data: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """The rows on which the reward model's scores are centred, if the run has such."""
+    from stages.classification import read_sft_rows
+
+    shown = next((path for role, path in data.items() if role.startswith("demonstrations")), None)
+    return read_sft_rows(shown, config.sft) if shown else []
 
 
 def _run_ppo(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:

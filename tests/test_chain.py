@@ -23,8 +23,13 @@ def command(root: Path, *more: str) -> list[str]:
 
 def rlhf(root: Path, *more: str) -> str:
     """What `rlhf run configs/tiny.yaml` prints; it must succeed."""
+    return call(command(root, *more)[1:])
+
+
+def call(arguments: list[str]) -> str:
+    """What Python prints; it must succeed."""
     done = subprocess.run(
-        command(root, *more), cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=400
+        [sys.executable, *arguments], cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -90,6 +95,37 @@ def test_a_second_run_skips_everything_and_a_forced_stage_repeats_its_bits(root:
     assert "[reward_model] starts" in printed
     assert "[ppo] finished and unchanged, skipped" in printed, "the same seed must give the same reward model"
     assert manifest(run, "reward_model")["final_hash"] == json.loads(before["reward_model"])["final_hash"]
+
+
+def test_the_reward_model_is_measured_again_to_the_numbers_of_its_stage_and_on_other_pairs(run: Path) -> None:
+    file, evaluation = run / "reward_model" / "report.json", ["-m", "pipeline.cli", "eval", "reward_model", str(run)]
+    of_stage = json.loads(file.read_text())
+    assert of_stage["accuracy"]["value"] == json.loads((run / "results.json").read_text())["reward_model"]["accuracy"]
+    assert of_stage["scores"]["sft_samples"]["n"] > 1
+    file.unlink()
+    printed = call(evaluation)
+    assert json.loads(file.read_text()) == of_stage
+    assert f"{of_stage['accuracy']['value']:.3f} (95 % interval" in printed
+    assert "accuracy by" in printed
+    training = "data/tiny/preferences.train.jsonl"
+    assert training in call([*evaluation, f"data.preferences.eval={training}"])
+    assert json.loads(file.read_text())["accuracy"]["n"] == 1536
+    assert "Accuracy by length difference" in (run / "report.html").read_text()
+    file.write_text(json.dumps(of_stage))
+
+
+def test_a_reward_model_below_the_demand_stops_the_command_before_ppo_and_is_kept(root: Path, run: Path) -> None:
+    weak = root / "weak"
+    for stage in ("sft", "reward_model"):
+        shutil.copytree(run / stage, weak / stage)
+    demand = command(root, "run.name=weak", "reward_model.minimum_accuracy=0.9999")
+    done = subprocess.run(demand, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"[RM06] {weak}/reward_model: held-out accuracy 0.9")
+    assert "so PPO does not start; the reward model and its report.json are kept" in done.stderr
+    assert not (weak / "ppo").exists()
+    assert manifest(weak, "reward_model") == manifest(run, "reward_model")
+    assert "How good the reward model is" in (weak / "report.html").read_text()
 
 
 def test_a_killed_stage_goes_on_from_its_checkpoint_to_the_same_bits(root: Path, run: Path) -> None:

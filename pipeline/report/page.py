@@ -12,6 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.report import table
 from pipeline.report.plots import stage_plots
 from pipeline.report.reading import Row, RunRecord, StageRecord, read_run, section
+from pipeline.report.reward_model_facts import facts as reward_model_facts
+from pipeline.report.reward_model_plots import reward_model_plots
 from pipeline.spaced import spaced
 from stages.redaction import redactor
 
@@ -62,6 +64,7 @@ def _render(record: RunRecord) -> str:
         lstrip_blocks=True,
     )
     evaluation, ppo, sft = (record.stages[name] for name in ("evaluation", "ppo", "sft"))
+    measured = record.stages["reward_model"].report
     return environment.get_template("page.html.jinja").render(
         record=record,
         columns=table.columns(record.results),
@@ -72,6 +75,9 @@ def _render(record: RunRecord) -> str:
         versions=_versions(record),
         stages=[_stage_row(stage, record.results) for stage in record.stages.values() if stage.present],
         curves=[(table.STAGES[stage.name], stage_plots(stage)) for stage in record.stages.values()],
+        reward_model=measured,
+        reward_model_facts=reward_model_facts(measured) if measured else [],
+        reward_model_plots=reward_model_plots(measured),
         compared=_compared(evaluation.samples),
         progress=_progress(ppo.samples),
         adapted=_adapted(sft.samples),

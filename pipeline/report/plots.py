@@ -1,14 +1,10 @@
-"""Draws panels as inline SVG with CSS variables for colours: figures follow the page's light or dark."""
+"""Draws the panels of a stage: curves over its steps."""
 
-import io
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from markupsafe import Markup
-
+from pipeline.report.drawing import DASHES, MUTED, SERIES, STYLE, Plot, add_legend, as_svg, new_figure
 from pipeline.report.panels import STAGE_PANELS, Curve, Panel
 from pipeline.report.reading import Series, StageRecord
 from pipeline.report.terms import term_panels
@@ -17,44 +13,9 @@ if TYPE_CHECKING:  # matplotlib takes a second to import; a table or a test of t
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIZE = (4.6, 3.0)
 MAX_POINTS = 600
 SMOOTH_ABOVE = 60
 FRONTIER_CAPTION = "The bargain PPO strikes: up is better, left is cheaper; a flat path has had its gain."
-# Placeholders that the SVG is searched for; the values live in page.css (Okabe-Ito, colour-blind safe).
-INK, MUTED, GRID = "#010203", "#040506", "#070809"
-SERIES = ("#0a0b0c", "#0d0e0f", "#101112", "#131415")
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {c: f"--c{i}" for i, c in enumerate(SERIES, 1)}
-DASHES = ("-", (0, (5, 2)), (0, (1, 1.4)), "-.")
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "report",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.formatter.useoffset": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-}
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A drawn panel."""
-
-    title: str
-    caption: str
-    svg: Markup
-    smoothed: bool = False
-    """Whether bold lines are running means."""
 
 
 def stage_plots(stage: StageRecord) -> list[Plot]:
@@ -68,7 +29,7 @@ def stage_plots(stage: StageRecord) -> list[Plot]:
         drawn = [plot for panel in panels if (plot := _panel_plot(panel, stage))]
         if _pairs(stage, "objective") or _pairs(stage, "eval"):
             title = "Score against √KL"
-            svg = _svg(_draw_frontier(stage), f"{stage.name} frontier", title)
+            svg = as_svg(_draw_frontier(stage), f"{stage.name} frontier", title)
             drawn.insert(2, Plot(title, FRONTIER_CAPTION, svg))
         drawn[3:3] = [plot for panel in term_panels(stage) if (plot := _panel_plot(panel, stage))]
     return drawn
@@ -78,13 +39,13 @@ def _panel_plot(panel: Panel, stage: StageRecord) -> Plot | None:
     curves = [(curve, stage.series(curve.metric)) for curve in panel.curves]
     if not any(series for _, series in curves):
         return None
-    svg = _svg(_draw_panel(panel, curves, stage), f"{stage.name} {panel.title}", panel.title)
+    svg = as_svg(_draw_panel(panel, curves, stage), f"{stage.name} {panel.title}", panel.title)
     smoothed = any(curve.style == "line" and len(series.steps) > SMOOTH_ABOVE for curve, series in curves)
     return Plot(panel.title, panel.caption, svg, smoothed)
 
 
 def _draw_panel(panel: Panel, curves: Sequence[tuple[Curve, Series]], stage: StageRecord) -> "Figure":
-    figure, left = _figure("step", panel.left)
+    figure, left = new_figure("step", panel.left)
     right = left.twinx() if any(series for curve, series in curves if curve.right) else None
     _draw_areas(left, [(curve, series) for curve, series in curves if curve.style == "area" and series])
     for index, (curve, series) in enumerate(curves):
@@ -98,7 +59,7 @@ def _draw_panel(panel: Panel, curves: Sequence[tuple[Curve, Series]], stage: Sta
         right.spines["right"].set_visible(True)
         _open_up(right)
     _open_up(left)
-    _legend(figure, [left] if right is None else [left, right])
+    add_legend(figure, [left] if right is None else [left, right])
     return figure
 
 
@@ -140,7 +101,7 @@ def _draw_frontier(stage: StageRecord) -> "Figure":
     import numpy as np
     from matplotlib.colors import ListedColormap
 
-    figure, axes = _figure("√KL (√nats per completion)", "score (reward units)")
+    figure, axes = new_figure("√KL (√nats per completion)", "score (reward units)")
     rollouts, held_out = _pairs(stage, "objective"), _pairs(stage, "eval")
     if rollouts:
         # The ends of viridis vanish on a white or a black page.
@@ -153,7 +114,7 @@ def _draw_frontier(stage: StageRecord) -> "Figure":
     if held_out:
         _, x, y = zip(*held_out, strict=True)
         axes.plot(x, y, color=SERIES[1], linewidth=0.9, linestyle=DASHES[1], marker="D", label="held out", zorder=3)
-    _legend(figure, [axes])
+    add_legend(figure, [axes])
     return figure
 
 
@@ -189,50 +150,8 @@ def _thinned(series: Series) -> Series:
     return Series(series.steps[::-every][::-1], series.values[::-every][::-1])
 
 
-def _figure(xlabel: str, ylabel: str) -> "tuple[Figure, Axes]":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=SIZE, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.margins(y=0.12)
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=xlabel == "step", min_n_ticks=1))
-    return figure, axes
-
-
 def _open_up(axes: "Axes") -> None:
     """A constant metric gets a range of its own size, not the rounding noise that autoscaling would show."""
     low, high = axes.dataLim.intervaly
     if math.isfinite(low) and high - low < 1e-6 * abs(high):
         axes.set_ylim(*sorted((0.0, 2 * high)))
-
-
-def _legend(figure: "Figure", axes: "Sequence[Axes]") -> None:
-    """Above the axes, where it cannot cover a curve; a lone curve is named by its axis."""
-    entries = [ax.get_legend_handles_labels() for ax in axes]
-    handles = [handle for found, _ in entries for handle in found]
-    labels = [label for _, found in entries for label in found]
-    if len(handles) > 1:
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(handles), columnspacing=1.2)
-
-
-def _svg(figure: "Figure", name: str, title: str) -> Markup:
-    """The figure as an <svg> element to put into a page: no prologue, no metadata, ids of its own."""
-    buffer = io.StringIO()
-    empty: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
-    prefix = re.sub(r"\W+", "-", name).lower()
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
-    text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    opening = rf'<svg \1 role="img" aria-label="{title}">'
-    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, text, count=1)
-    for placeholder, variable in VARIABLES.items():
-        text = text.replace(placeholder, f"var({variable})")
-    return Markup(text)

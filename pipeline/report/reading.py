@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 FOLDERS = ("sft", "reward_model", "ppo", "evaluation")
+REPORT_FORMAT = 1
+"""Of report.json that this version reads, and stages/reward_model/report.py makes."""
 
 Row = dict[str, Any]
 
@@ -32,6 +34,8 @@ class StageRecord:
     manifest: Row = field(default_factory=dict)
     metrics: tuple[Row, ...] = ()
     samples: tuple[Row, ...] = ()
+    report: Row = field(default_factory=dict)
+    """What a reward model is measured at; of other stages empty."""
 
     @property
     def present(self) -> bool:
@@ -92,7 +96,16 @@ def _read_stage(folder: Path, problems: list[str]) -> StageRecord:
         manifest=_json(folder / "stage.json", problems),
         metrics=_rows(folder / "metrics.jsonl", problems),
         samples=_rows(folder / "samples.jsonl", problems),
+        report=_report(folder / "report.json", problems),
     )
+
+
+def _report(path: Path, problems: list[str]) -> Row:
+    content = _json(path, problems)
+    if content and content.get("format") != REPORT_FORMAT:
+        problems.append(f"{_short(path)}: of another version of this program, left out")
+        return {}
+    return content
 
 
 def _rows(path: Path, problems: list[str]) -> tuple[Row, ...]:

@@ -40,7 +40,7 @@ class RewardModelConfig(Settings):
     centering_coef: float = Field(default=0.0, ge=0)
     """Weight of (chosen + rejected)^2 in the loss (arXiv 2312.09244, eq. 2); 0.01 is usual, 0 = off."""
     minimum_accuracy: float | None = Field(default=None, ge=0, le=1)
-    """Held-out accuracy below which the chain stops before PPO; null = no demand."""
+    """Held-out accuracy below which the chain stops before PPO, all being kept; null = no demand."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     group_by_length: bool = False

@@ -24,6 +24,8 @@ class LabelNoise:
     """t: mean probability that the model gives to the labels."""
     estimate: Proportion | None
     """Disputed among the pairs that are sure one way or the other; None where t <= 1/2, which knows nothing."""
+    expected: float | None
+    """The same fraction as the model's own probabilities expect it: mean of 1 - max(p, 1 - p) over the sure pairs."""
     disputed: Sequence[int]
     """Pairs with 1 - p >= t, the surest first."""
 
@@ -31,13 +33,15 @@ class LabelNoise:
 def label_noise(margins: Numbers) -> LabelNoise:
     """`|{1 - p >= t}| / (|{p >= t}| + |{1 - p >= t}|)` with Wilson's 95 % interval, and the disputed pairs.
 
-    It is as good as the model: a sure mistake of the model looks like a wrong label.
+    It is as good as the model: a sure mistake of the model looks like a wrong label. Where the model is calibrated,
+    what exceeds `expected` is left for the labels.
     """
     agreed, reversed_ = expit(margins), expit(-margins)
     threshold = float(min(agreed.mean(), agreed.max()))  # a mean of equal numbers may round above them
     if threshold <= 0.5:
-        return LabelNoise(threshold, None, [])
+        return LabelNoise(threshold, None, None, [])
     disputed = np.flatnonzero(reversed_ >= threshold)
-    sure = int((agreed >= threshold).sum()) + len(disputed)
+    sure = np.maximum(agreed, reversed_) >= threshold
     surest_first = disputed[np.argsort(margins[disputed], kind="stable")]
-    return LabelNoise(threshold, wilson(len(disputed), sure), surest_first.tolist())
+    expected = float(np.minimum(agreed, reversed_)[sure].mean())
+    return LabelNoise(threshold, wilson(len(disputed), int(sure.sum())), expected, surest_first.tolist())

@@ -24,24 +24,29 @@ class Saved:
     final: Path
     score: Scores
 
-    def describe(self, centring: Sequence[Rendered], known: Sequence[Pair]) -> RewardStatistics:
-        """Write the centring constants, and probes out of `known` pairs, beside it."""
+    def describe(self, centring: Sequence[Rendered], known: Sequence[Pair]) -> tuple[RewardStatistics, Sequence[float]]:
+        """Write the centring constants, and probes out of `known` pairs, beside it; the scores of `centring` too."""
         probes = [side for p in known[: PROBES // 2] for side in (p.chosen, p.rejected)]
-        mean, std = mean_and_std(self.score(centring))
+        scores = self.score(centring)
+        mean, std = mean_and_std(scores)
         statistics = RewardStatistics(mean, std, [r.ids for r in probes], self.score(probes))
         statistics.save(self.final)
-        return statistics
+        return statistics, scores
 
 
 @dataclass(frozen=True)
-class MeanScores:
-    """The mean of several reward models, each centred on its own mean of the demonstrations."""
+class CentredScores:
+    """The mean of one or several reward models, each centred on its own mean of the demonstrations."""
 
     members: Sequence[Scores]
     means: Sequence[float]
 
     def __call__(self, rows: Sequence[Rendered]) -> list[float]:
-        centred = [np.array(m(rows)) - mean for m, mean in zip(self.members, self.means, strict=True)]
+        return self.combined([member(rows) for member in self.members])
+
+    def combined(self, raw: Sequence[Sequence[float]]) -> list[float]:
+        """The same of scores that are there already, one list per reward model."""
+        centred = [np.array(scores) - mean for scores, mean in zip(raw, self.means, strict=True)]
         return np.mean(centred, axis=0).tolist()
 
 
@@ -54,16 +59,14 @@ def described(
     centre the scores. `demonstration_mean` and `demonstration_std` are those of the first.
     """
     centring = demonstrations or [p.chosen for p in known]
-    each = [one.describe(centring, known) for one in saved]
-    found: dict[str, float] = {"demonstration_mean": each[0].mean, "demonstration_std": each[0].std}
+    statistics, raw = zip(*(one.describe(centring, known) for one in saved), strict=True)
+    found: dict[str, float] = {"demonstration_mean": statistics[0].mean, "demonstration_std": statistics[0].std}
     if tested is None:
         return found, None
-    if len(saved) == 1:
-        report = measured(saved[0].score, each[0].mean, tested, saved[0].score(centring))
-        return found | headline_of(report), report
-    mean = MeanScores([one.score for one in saved], [statistics.mean for statistics in each])
-    report = measured(mean, 0.0, tested, mean(centring))
-    return found | headline_of(report) | _of_members(saved, tested), report
+    score = CentredScores([one.score for one in saved], [one.mean for one in statistics])
+    report = measured(score, tested, score.combined(raw))
+    of_members = _of_members(saved, tested) if len(saved) > 1 else {}
+    return found | headline_of(report) | of_members, report
 
 
 def _of_members(saved: Sequence[Saved], tested: HeldOut) -> dict[str, float]:

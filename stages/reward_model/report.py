@@ -16,6 +16,9 @@ from stages.reward_model.label_noise import LabelNoise
 from stages.reward_model.quality import pair_accuracy
 from stages.reward_model.score_statistics import Scored, common_edges, distribution, length_correlation
 
+FORMAT = 1
+"""Of report.json; another one where a reader of this would not understand it."""
+
 
 @dataclass(frozen=True)
 class ScoredPairs:
@@ -63,6 +66,7 @@ def report_of(pairs: ScoredPairs, others: Mapping[str, Scored], noise: LabelNois
         "label_noise": {
             "threshold": noise.threshold,
             "estimate": noise.estimate and asdict(noise.estimate),
+            "expected": noise.expected,
             "disputed": len(noise.disputed),
         },
     }

@@ -1,6 +1,6 @@
 """A saved reward model measured on held-out texts: what report.json and, in part, stage.json say of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ from stages.redaction import redactor
 from stages.render import Rendered, Row
 from stages.reward_model.label_noise import label_noise
 from stages.reward_model.pairs import SIDES, Preferences
-from stages.reward_model.report import ScoredPairs, report_of
+from stages.reward_model.report import FORMAT, ScoredPairs, report_of
 from stages.reward_model.score_statistics import Scored
 from stages.reward_model.sft_samples import Samples
 from stages.reward_model.statistics import raw_scores
 
 REPORT = "report.json"
-FORMAT = 1
 ROWS_SHOWN = 20
 CHARACTERS = 400
 
@@ -47,18 +46,20 @@ class HeldOut:
     """Completions of the SFT model, where there is one."""
 
 
-def measured(score: Scores, mean: float, held_out: HeldOut, of_demonstrations: Sequence[float]) -> dict[str, Any]:
-    """The content of report.json. Scores in it are centred: `mean` is subtracted, as wherever the model is used.
+def measured(
+    score: Callable[[Sequence[Rendered]], Sequence[float]], held_out: HeldOut, of_demonstrations: Sequence[float]
+) -> dict[str, Any]:
+    """The content of report.json for centred scores, as they are wherever the model is used.
 
-    `of_demonstrations` are the raw scores of the demonstrations. Raises Diverged when a score is not finite.
+    `of_demonstrations` are those of the demonstrations. Raises Diverged when a score is not finite.
     """
     preferences, samples = held_out.preferences, held_out.samples
-    pairs = _scored_pairs(score, mean, preferences)
+    pairs = _scored_pairs(score, preferences)
     others = {}
     if held_out.demonstrations:
-        others["demonstrations"] = _scored(held_out.demonstrations, of_demonstrations, mean)
+        others["demonstrations"] = _scored(held_out.demonstrations, of_demonstrations)
     if samples:
-        others["sft_samples"] = _scored(samples.rows, score(samples.rows), mean)
+        others["sft_samples"] = _scored(samples.rows, score(samples.rows))
     noise = label_noise(pairs.margins)
     report = report_of(pairs, others, noise)
     report["label_noise"]["rows"] = [_disputed(pairs, preferences, i) for i in noise.disputed[:ROWS_SHOWN]]
@@ -89,16 +90,16 @@ def headline_of(report: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _scored_pairs(score: Scores, mean: float, preferences: Preferences) -> ScoredPairs:
+def _scored_pairs(score: Callable[[Sequence[Rendered]], Sequence[float]], preferences: Preferences) -> ScoredPairs:
     sides = [[getattr(pair, side) for pair in preferences.pairs] for side in SIDES]
-    chosen, rejected = (_scored(rows, score(rows), mean) for rows in sides)
+    chosen, rejected = (_scored(rows, score(rows)) for rows in sides)
     margins = [pair.margin for pair in preferences.pairs]
     given = None if None in margins else np.array(margins, dtype=np.float64)
     return ScoredPairs(chosen, rejected, given, preferences.sources())
 
 
-def _scored(rows: Sequence[Rendered], scores: Sequence[float], mean: float) -> Scored:
-    centred = np.array(scores, dtype=np.float64) - mean
+def _scored(rows: Sequence[Rendered], scores: Sequence[float]) -> Scored:
+    centred = np.array(scores, dtype=np.float64)
     if not np.isfinite(centred).all():
         raise Diverged(f"{int((~np.isfinite(centred)).sum())} of {len(rows)} held-out texts have no finite score")
     return Scored(centred, np.array([len(r.completion_ids) for r in rows], dtype=np.int64))

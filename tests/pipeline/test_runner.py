@@ -56,9 +56,10 @@ class Chain:
     def __call__(self, *overrides: str, **selection) -> int:
         console = Console(file=io.StringIO(), width=200)
         config = load_config("config.yaml", overrides)
-        code = run_chain(config, Selection(**selection), ["rlhf", "run", "config.yaml"], console)
-        self.printed = console.file.getvalue()
-        return code
+        try:
+            return run_chain(config, Selection(**selection), ["rlhf", "run", "config.yaml"], console)
+        finally:
+            self.printed = console.file.getvalue()
 
     @property
     def started(self) -> list[str]:
@@ -107,6 +108,31 @@ def test_the_manifest_says_what_a_stage_was_made_from(chain):
     assert set(manifest["data"]) == {"preferences.jsonl", "demonstrations.jsonl"}
     assert manifest["config"]["max_length"] == 8
     assert {"format", "fingerprint", "base", "versions", "git", "started", "seconds", "headline"} <= set(manifest)
+
+
+def test_a_reward_model_below_the_demand_stops_the_chain_and_a_lower_demand_goes_on_from_there(chain):
+    pair = {"prompt": "the book", "chosen": " is great", "rejected": " is bad"}
+    Path("held_out.jsonl").write_text(json.dumps(pair) + "\n")
+    held_out = "data.preferences.eval=held_out.jsonl"
+    demand = "[RM06] runs/small/reward_model: held-out accuracy 0.900 is below reward_model.minimum_accuracy 0.95"
+    for started in (["sft", "reward_model"], []):  # a second time nothing is trained again
+        with pytest.raises(InputError) as caught:
+            chain(held_out, "reward_model.minimum_accuracy=0.95")
+        assert str(caught.value).startswith(demand)
+        assert chain.started == started
+    for selection in ({"first": "ppo"}, {"only": "reward_model"}):
+        with pytest.raises(InputError, match="RM06"):
+            chain(held_out, "reward_model.minimum_accuracy=0.95", **selection)
+    assert chain.run.stage("reward_model").finished
+    assert not chain.run.stage("ppo").manifest
+    assert (chain.run.path / "report.html").is_file()
+    assert chain(held_out, "reward_model.minimum_accuracy=0.9") == 0
+    assert chain.started == ["ppo", "evaluation"]
+
+
+def test_a_demand_without_held_out_pairs_is_refused(chain):
+    with pytest.raises(InputError, match="minimum_accuracy is about held-out pairs; set data.preferences.eval"):
+        chain("reward_model.minimum_accuracy=0.9")
 
 
 def test_a_second_run_skips_everything(chain):

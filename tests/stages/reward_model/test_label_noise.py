@@ -21,10 +21,11 @@ def test_planted_wrong_labels_are_found_first_and_counted():
 
 
 def test_the_estimate_is_that_of_its_formula():
-    margins = np.array([math.log(9)] * 3 + [math.log(1.5)] * 4 + [-math.log(19)])  # p = 0.9, 0.6, 0.05
-    found = label_noise(margins)
-    assert found.threshold == pytest.approx((3 * 0.9 + 4 * 0.6 + 0.05) / 8)
+    p = [0.9] * 3 + [0.6] * 4 + [0.05, 0.4]  # of 0.4 the opposite is likelier, but not surely so
+    found = label_noise(np.array([math.log(likely / (1 - likely)) for likely in p]))
+    assert found.threshold == pytest.approx((3 * 0.9 + 4 * 0.6 + 0.05 + 0.4) / 9)
     assert (found.estimate.value, found.estimate.n, found.disputed) == (0.25, 4, [7])
+    assert found.expected == pytest.approx((3 * 0.1 + 0.05) / 4)
 
 
 def test_a_model_that_is_no_better_than_a_coin_disputes_nothing():

@@ -1,6 +1,8 @@
 """report.json as the stage writes it: what is measured on the saved model, with the rows of the file."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ from torch import equal
 
 from stages.data import read_pairs
 from stages.models.config import TuningConfig
+from stages.reward_model.config import RewardModelConfig
+from stages.reward_model.evaluation import evaluate_reward_model
 from stages.reward_model.reporting import shortened
-from tests.reward_toys import BAD, GOOD, LORA, PAIRS, STARTS, Stage
+from tests.reward_toys import BAD, DEMONSTRATIONS, GOOD, LORA, PAIRS, STARTS, Stage
 from tests.toy_models import save_toy, write_rows
 
 
@@ -79,6 +83,22 @@ def test_the_sft_model_is_sampled_on_the_held_out_prompts_and_training_is_the_sa
     assert drawing["max_new_tokens"] == max(len(text) for text in (*GOOD, *BAD)) + 1
     assert 0 <= drawing["unfinished"] <= len(STARTS)
     assert all(1 <= tokens <= drawing["max_new_tokens"] for tokens, _ in samples["points"])
+
+
+def test_two_reward_models_are_measured_again_to_the_numbers_of_their_stage(tmp_path: Path):
+    stage = Stage(tmp_path)
+    sft = save_toy(tmp_path / "sft")
+    settings = {"learning_rate": 1e-2, "batch_size": 8, "microbatch_size": 8, "max_length": 64, "max_steps": 2}
+    config = RewardModelConfig(members=2, tuning=TuningConfig(**LORA), **settings)
+    final = stage.run(sft=sft, members=2, tuning=config.tuning, **settings).final
+    again = evaluate_reward_model(config, stage.model, final, stage.held_out, sft, DEMONSTRATIONS, seed=0)
+    assert json.loads(json.dumps(again)) == stage.report()
+    first = evaluate_reward_model(config, stage.model, without_members(final), stage.held_out, sft, DEMONSTRATIONS, 0)
+    assert first["calibration"]["log_loss"] != again["calibration"]["log_loss"], "both members are in the mean"
+
+
+def without_members(final: Path) -> Path:
+    return Path(shutil.copytree(final, final.parent / "first", ignore=shutil.ignore_patterns("members")))
 
 
 def test_of_long_texts_the_start_is_shown_and_of_long_prompts_the_end():
