@@ -110,6 +110,10 @@ class CheckpointManager:
         """Every checkpoint, newest first, each file read."""
         return [self._look(step, path) for step, path in self._candidates()]
 
+    def complete(self) -> list[tuple[int, Path]]:
+        """The complete ones as (step, folder), newest first."""
+        return [(found.step, found.path) for found in self.all() if not found.problems]
+
     def sweep(self) -> None:
         """Remove what killed saves and removals left. Only for the process that works in the folder."""
         sweep(self.folder)

@@ -17,10 +17,11 @@ from pipeline.rundir import RunDir
 from reward.remote_config import WITHOUT_EFFECT
 from reward.settings import Settings
 from stages.base import InputError
+from stages.ppo.config import PPOConfig
 from stages.redaction import redactor
 
 # Keys of a stage's section that decide when it runs or what it keeps, not what comes out.
-_WITHOUT_EFFECT = {"enabled", "checkpoint_every", "keep_checkpoints", "on_nonfinite", "max_skipped_batches"}
+_WITHOUT_EFFECT = {"enabled", "checkpoint_every", "keep_checkpoints", "on_nonfinite", "max_skipped_batches", "health"}
 # Keys that came later, with the value that stands for what was done before: a stage that was made then is unchanged.
 _CAME_LATER = {"members": 1}
 # Keys that a finished stage is judged by: recorded as null, the value that stands for no demand.
@@ -131,7 +132,8 @@ def _effective(section: Settings) -> dict[str, Any]:
         for name, value in plain(section).items()
         if name not in _WITHOUT_EFFECT and (name not in _CAME_LATER or value != _CAME_LATER[name])
     }
-    return kept | dict.fromkeys(_DEMANDS & kept.keys())
+    health = section.health.effective() if isinstance(section, PPOConfig) else {}
+    return kept | dict.fromkeys(_DEMANDS & kept.keys()) | ({"health": health} if health else {})
 
 
 def _base_hash(model_path: str, hashes: FileHashes) -> str:

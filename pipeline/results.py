@@ -5,6 +5,8 @@ from typing import Any
 from pipeline.rundir import STEPS, RunDir
 from stages.durable import write_json
 
+ALARMS = "alarms/"
+"""Before the name of a rule in the headline of PPO: how often its alarm began."""
 _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high", "n", "length_baseline")
 
 
@@ -19,5 +21,8 @@ def write_results(run: RunDir) -> dict[str, Any]:
     if "reward_model" in finished:
         headline = finished["reward_model"]["headline"]
         results["reward_model"] = {name: headline[name] for name in _ACCURACY if name in headline}
+    if "ppo" in finished:
+        counted = {name: n for name, n in finished["ppo"]["headline"].items() if name.startswith(ALARMS)}
+        results["alarms"] = {name.removeprefix(ALARMS): int(n) for name, n in counted.items()}
     write_json(run.results_file, results)
     return results

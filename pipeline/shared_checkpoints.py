@@ -10,7 +10,7 @@ from stages.world import World
 
 @dataclass(frozen=True)
 class SharedCheckpoints:
-    """One store for all ranks, which call both methods together."""
+    """One store for all ranks, which call every method together."""
 
     store: CheckpointManager
     world: World
@@ -25,3 +25,8 @@ class SharedCheckpoints:
         found = self.store.latest() if self.world.main else None
         told = self.world.agreed(found and (found[0], str(found[1])))
         return told and (told[0], Path(told[1]))
+
+    def complete(self) -> list[tuple[int, Path]]:
+        """All complete checkpoints as rank 0 sees them, newest first."""
+        found = self.store.complete() if self.world.main else []
+        return [(step, Path(path)) for step, path in self.world.agreed([(s, str(p)) for s, p in found])]

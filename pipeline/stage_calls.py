@@ -73,6 +73,7 @@ def _demonstrations(config: PipelineConfig, data: Mapping[str, Path]) -> list[di
 
 
 def _run_ppo(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> StageResult:
+    from stages.ppo.judging import Judge
     from stages.ppo.stage import run_ppo
 
     return run_ppo(
@@ -87,6 +88,7 @@ def _run_ppo(config: PipelineConfig, inputs: StageInputs, context: StageContext)
         context=context,
         trunk=config.trunk,
         deepspeed=config.deepspeed,
+        judge=Judge.named(config.evaluation.judge),
     )
 
 

@@ -27,6 +27,9 @@ class Checkpoints(Protocol):
     def latest(self) -> tuple[int, Path] | None:
         """Newest complete checkpoint as (step, folder), or None."""
 
+    def complete(self) -> Sequence[tuple[int, Path]]:
+        """All complete checkpoints as (step, folder), newest first."""
+
 
 @dataclass(frozen=True)
 class StageContext:
@@ -74,4 +77,4 @@ class InputError(Exception):
 
 
 class Diverged(Exception):
-    """Training produced a non-finite value; exit code 4."""
+    """Training produced a non-finite value, or a rule of its health ended it; exit code 4."""

@@ -31,6 +31,9 @@ class Engine(Protocol):
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
 
+    def scale(self, factor: float) -> None:
+        """Let all learning rates from the next step on be `factor` times those of the schedule."""
+
     def whole(self) -> AbstractContextManager:
         """Inside, every rank sees all weights of the module, which may be spread over the ranks otherwise."""
 
@@ -69,6 +72,7 @@ class TorchEngine:
         self.module = module
         self._optimizer = optimizer
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        self._base_rates = list(self._scheduler.base_lrs)
         self._max_grad_norm = max_grad_norm
 
     @property
@@ -92,6 +96,10 @@ class TorchEngine:
     def learning_rate(self) -> float:
         return self._optimizer.param_groups[0]["lr"]
 
+    def scale(self, factor: float) -> None:
+        self._scheduler.base_lrs = [factor * rate for rate in self._base_rates]
+        self._follow_schedule()
+
     def whole(self) -> AbstractContextManager:
         return nullcontext()
 
@@ -110,6 +118,10 @@ class TorchEngine:
         self._load_weights(state["weights"])
         self._load_moments(state["optimizer"])
         self._scheduler.last_epoch = state["scheduler"]["last_epoch"]
+        self._follow_schedule()
+
+    def _follow_schedule(self) -> None:
+        """Set the learning rates to those of the schedule at its place."""
         for group, base_lr, factor in zip(
             self._optimizer.param_groups, self._scheduler.base_lrs, self._scheduler.lr_lambdas, strict=True
         ):

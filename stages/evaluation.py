@@ -5,10 +5,9 @@ from typing import Protocol
 
 import torch
 
-from reward.base import RewardUnavailable, resolve
+from reward.base import RewardUnavailable
 from reward.calls import TrainerState
 from reward.config import RewardTerm
-from reward.mixture import FunctionScores
 from stages.base import StageContext
 from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.models.heads import PolicyModel
@@ -17,6 +16,7 @@ from stages.ppo.builder import PPOBuilder
 from stages.ppo.config import PPOConfig
 from stages.ppo.evaluation import Completions, Estimate, Evaluator, distinct_2
 from stages.ppo.held_out import EVALUATION_SEED
+from stages.ppo.judging import SUCCESS, Judge
 from stages.ppo.prompts import PromptBatch, PromptSet
 from stages.ppo.reward_scales import read_scales
 from stages.ppo.rewards import waiting_in
@@ -105,16 +105,18 @@ def held_out_batch(held_out: PromptSet, skip: int, count: int) -> PromptBatch:
 
 def judged(judge: str | None, completions: Completions) -> list[float | None]:
     """What the judge says of each completion; nothing without one."""
-    if judge is None:
-        return []
-    return FunctionScores(judge, resolve(judge), {}).scores(completions.texts)
+    found = Judge.named(judge)
+    return found(completions.texts) if found else []
 
 
 def _estimates(completions: Completions, judged: list[float | None]) -> dict[str, Estimate]:
     """All metrics; distinct-2 is one number for all completions, its standard error by the jackknife over tenths."""
     estimates = completions.summary()
     if judged:
-        estimates = {"judge": Estimate.of(torch.tensor([float(v > 0.5) for v in judged if v is not None])), **estimates}
+        estimates = {
+            "judge": Estimate.of(torch.tensor([float(v > SUCCESS) for v in judged if v is not None])),
+            **estimates,
+        }
     texts = completions.texts.completions
     leave_out = torch.tensor(
         [distinct_2([t for i, t in enumerate(texts) if i % 10 != k]) for k in range(10)], dtype=torch.float64

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.report import table
+from pipeline.report import alarms, table
 from pipeline.report.plots import stage_plots
 from pipeline.report.reading import Row, RunRecord, StageRecord, read_run, section
 from pipeline.report.reward_model_facts import facts as reward_model_facts
@@ -78,6 +78,7 @@ def _render(record: RunRecord) -> str:
         reward_model=measured,
         reward_model_facts=reward_model_facts(measured) if measured else [],
         reward_model_plots=reward_model_plots(measured),
+        alarms=alarms.listed(ppo.alarms),
         compared=_compared(evaluation.samples),
         progress=_progress(ppo.samples),
         adapted=_adapted(sft.samples),

@@ -134,6 +134,23 @@ PPO = (
         right="stopped (fraction)",
     ),
     Panel(
+        "Texts",
+        "Distinct completions should stay common, repeated 4-grams rare; a score that follows length is hacked.",
+        "completions, 4-grams (fraction)",
+        (
+            Curve("rollout/unique_fraction", "distinct"),
+            Curve("rollout/repeated_4grams", "repeated 4-grams"),
+            Curve("objective/score_length_correlation", "score and length", right=True),
+        ),
+        right="correlation",
+    ),
+    Panel(
+        "The judge",
+        "Held-out completions judged good, 95 % interval; a fall while the score rises is over-optimisation.",
+        "judged good (fraction)",
+        (Curve("eval/judge", "held out", "points", interval=("eval/judge_low", "eval/judge_high")),),
+    ),
+    Panel(
         "Time per step",
         "Where the time goes, phases stacked; a growing rollout share means longer completions.",
         "time (seconds per step)",

@@ -36,6 +36,7 @@ class StageRecord:
     samples: tuple[Row, ...] = ()
     report: Row = field(default_factory=dict)
     """What a reward model is measured at; of other stages empty."""
+    alarms: tuple[Row, ...] = ()
 
     @property
     def present(self) -> bool:
@@ -97,6 +98,7 @@ def _read_stage(folder: Path, problems: list[str]) -> StageRecord:
         metrics=_rows(folder / "metrics.jsonl", problems),
         samples=_rows(folder / "samples.jsonl", problems),
         report=_report(folder / "report.json", problems),
+        alarms=_rows(folder / "alarms.jsonl", problems),
     )
 
 

@@ -7,6 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from reward.settings import Settings
 from stages.models.config import TuningConfig
+from stages.ppo.health_config import HealthConfig
 
 OFF_POLICY_SAMPLING = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "min_new_tokens": 0}
 
@@ -104,6 +105,8 @@ class PPOConfig(Settings):
 
     max_empty_fraction: float = Field(default=0.5, gt=0, le=1)
     """Fraction of empty completions in a rollout above which the stage stops."""
+    health: HealthConfig = HealthConfig()
+    """Rules over the metrics, and what happens when one is broken (docs/health.md)."""
 
     eval_every: int = Field(default=0, ge=0)
     """PPO iterations between held-out evaluations; 0 = first and last only."""
@@ -133,11 +136,14 @@ class PPOConfig(Settings):
         return values
 
     @model_validator(mode="after")
-    def _batches_divide(self) -> "PPOConfig":
+    def _keys_fit_together(self) -> "PPOConfig":
         self._require_multiple("rollout_batch_size", "minibatch_size")
         self._require_multiple("minibatch_size", "microbatch_size")
         if self.tuning.dropout:
             raise ValueError("tuning.dropout must be 0: dropout would make the first ratio differ from 1")
+        mistakes = self.health.mistakes(self.kl_coef, self.kl_budget, self.checkpoint_every, self.keep_checkpoints)
+        if found := "; ".join(mistakes):
+            raise ValueError(found)
         return self
 
     def _require_multiple(self, whole: str, part: str) -> None:

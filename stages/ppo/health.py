@@ -16,8 +16,6 @@ CAUSES = (
     "the completion mask is shifted",
     "a new adapter of this PEFT type changes the model before it is trained",
 )
-_MANY = 0.1
-"""Fraction of empty completions from which on they are told; any number of them is in the metrics."""
 
 
 def require_finite(
@@ -54,11 +52,10 @@ def require_clean_start(kl: float, ratio_error: float, compute: str) -> None:
 
 
 def require_answers(empty: float, limit: float, count: int, step: int) -> None:
-    """Tell when many completions of a rollout are empty; raise Diverged when their fraction is above the limit."""
-    if empty < min(_MANY, limit):
-        return
-    told = f"[PPO01] step {step}: {round(empty * count)} of {count} completions are empty ({empty:.0%})"
+    """Raise Diverged when the fraction of empty completions of a rollout is above the limit."""
     if empty > limit:
-        fix = "raise ppo.kl_coef or lower ppo.learning_rate, and look at what the reward says of an empty text"
-        raise Diverged(f"{told}, more than ppo.max_empty_fraction {limit:g}; fix: {fix}")
-    print(told, flush=True)
+        raise Diverged(
+            f"[PPO01] step {step}: {round(empty * count)} of {count} completions are empty ({empty:.0%}), more than "
+            f"ppo.max_empty_fraction {limit:g}; fix: raise ppo.kl_coef or lower ppo.learning_rate, and look at what "
+            "the reward says of an empty text"
+        )

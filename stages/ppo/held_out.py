@@ -12,9 +12,12 @@ import torch
 from stages.base import StageContext
 from stages.durable import delete_folder, replacing, swap_in
 from stages.ppo.evaluation import Completions, Evaluator, win_rate
+from stages.ppo.judging import SUCCESS, Judge
+from stages.ppo.metrics import Metrics
 from stages.ppo.prompts import PromptSet
 from stages.ppo.reward_scales import write_scales
 from stages.ppo.trainer import PPOTrainer
+from stages.reward_model.quality import wilson
 
 EVALUATION_SEED = 1_000_003  # apart from the seeds of training, so that evaluation never reuses a rollout's draws
 
@@ -39,6 +42,7 @@ class HeldOut:
     evaluator: Evaluator
     context: StageContext
     publish: Callable[[Path], bool]
+    judge: Judge | None = None
     best: Best = field(default_factory=Best)
     evaluated: int = -1
     """The last iteration whose policy was evaluated."""
@@ -49,18 +53,20 @@ class HeldOut:
         """Where the best policy so far is kept."""
         return self.context.folder / "best"
 
-    def evaluate_when_due(self) -> None:
-        """Evaluate before the first iteration, after the last and every `eval_every`, once each.
+    def evaluate_when_due(self) -> Metrics:
+        """Evaluate before the first iteration, after the last and every `eval_every`, once each; what was logged.
 
         A run that was stopped between an iteration and its evaluation catches up on it here.
         """
         config, finished = self.trainer.config, self.trainer.finished
         due = finished in (0, config.steps) or (config.eval_every > 0 and finished % config.eval_every == 0)
-        if due and self.prompts is not None and self.evaluated < finished:
-            self._evaluate(self.prompts)
-            self.evaluated = finished
+        if not due or self.prompts is None or self.evaluated >= finished:
+            return {}
+        metrics = self._evaluate(self.prompts)
+        self.evaluated = finished
+        return metrics
 
-    def _evaluate(self, prompts: PromptSet) -> None:
+    def _evaluate(self, prompts: PromptSet) -> Metrics:
         """Score the policy, and keep it if it is the best so far."""
         start = perf_counter()
         self.context.pulse.enter("evaluation")
@@ -75,13 +81,25 @@ class HeldOut:
         metrics |= {
             f"eval/{name}": value for name, value in win_rate(ours, self.evaluator.rescored(self._reference)).items()
         }
+        metrics |= self._judged(ours)
         self.context.tracker.log(metrics | {"time/eval": perf_counter() - start}, self.trainer.finished)
         score, kl, length = (metrics[f"eval/{name}"] for name in ("score", "kl", "length"))
         print(
             f"held-out at step {self.trainer.finished}: score {score:+.3f}  kl {kl:.2f}  length {length:.1f}  "
-            f"wins {metrics['eval/win_rate']:.0%} against the reference",
+            f"wins {metrics['eval/win_rate']:.0%} against the reference"
+            + (f"  judge {metrics['eval/judge']:.2f}" if self.judge else ""),
             flush=True,
         )
+        return metrics
+
+    def _judged(self, ours: Completions) -> Metrics:
+        """The fraction of completions that the judge, asked by rank 0, calls a success, with its interval."""
+        if self.judge is None:
+            return {}
+        said = self.context.world.agreed(self.judge(ours.texts) if self.context.world.main else None)
+        said = [value for value in said if value is not None]
+        share = wilson(sum(value > SUCCESS for value in said), len(said))
+        return {"eval/judge": share.value, "eval/judge_low": share.low, "eval/judge_high": share.high}
 
     def _keep_if_best(self, ours: Completions, score: float, kl: float) -> None:
         budget = self.trainer.config.kl_budget

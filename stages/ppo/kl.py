@@ -29,25 +29,35 @@ class KLController(Protocol):
     def update(self, kl: float, episodes: int) -> None:
         """Take the rollout's mean KL (nats per completion) over `episodes` completions of all devices."""
 
+    def raise_by(self, factor: float) -> None:
+        """Multiply the coefficient from now on."""
+
     def state_dict(self) -> dict[str, float]: ...
 
     def load_state_dict(self, state: dict[str, float]) -> None: ...
 
 
 class FixedKL:
-    """beta stays what it is."""
+    """beta stays what it is, unless it is raised."""
 
     def __init__(self, coef: float):
-        self.coef = coef
+        self.coef = self._configured = coef
+        self._raised = 1.0
 
     def update(self, kl: float, episodes: int) -> None:
         return None
 
+    def raise_by(self, factor: float) -> None:
+        self._raised *= factor
+        self.coef = self._configured * self._raised
+
     def state_dict(self) -> dict[str, float]:
-        return {}
+        return {"raised": self._raised}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """The coefficient is the config's."""
+        """The coefficient is the config's, as far as it was raised."""
+        self._raised = state.get("raised", 1.0)
+        self.coef = self._configured * self._raised
 
 
 class AdaptiveKL(FixedKL):
@@ -64,6 +74,9 @@ class AdaptiveKL(FixedKL):
     def update(self, kl: float, episodes: int) -> None:
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         self.coef *= 1.0 + error * episodes / self.horizon
+
+    def raise_by(self, factor: float) -> None:
+        self.coef *= factor
 
     def state_dict(self) -> dict[str, float]:
         return {"coef": self.coef}

@@ -14,6 +14,7 @@ from stages.ppo.builder import PPOBuilder
 from stages.ppo.config import PPOConfig
 from stages.ppo.evaluation import Evaluator
 from stages.ppo.held_out import EVALUATION_SEED, HeldOut
+from stages.ppo.judging import Judge
 from stages.ppo.loop import PPOLoop
 from stages.ppo.rewards import waiting_in
 from stages.quiet import quiet_libraries
@@ -31,8 +32,12 @@ def run_ppo(
     context: StageContext,
     trunk: TrunkConfig = NO_FROZEN_LAYERS,
     deepspeed: DeepSpeedConfig | None = None,
+    judge: Judge | None = None,
 ) -> StageResult:
-    """Train the SFT model by PPO on the reward terms and write the best policy to `context.folder / "final"`."""
+    """Train the SFT model by PPO on the reward terms and write the best policy to `context.folder / "final"`.
+
+    `judge` is asked about the held-out completions; nothing is trained on it.
+    """
     quiet_libraries()
     engines = _engines(deepspeed, context)
     builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed, trunk, waiting_in(context), engines)
@@ -49,7 +54,7 @@ def run_ppo(
         TrainerState(config.steps, config.steps),
     )
     shown = builder.prompts(eval_prompts) if eval_prompts else None
-    held_out = HeldOut(trainer, shown, evaluator, context, builder.publish)
+    held_out = HeldOut(trainer, shown, evaluator, context, builder.publish, judge)
     loop = PPOLoop(trainer, builder.prompts(prompts), held_out, context, model.compute)
     return replace(loop.run(), details=counts)
 

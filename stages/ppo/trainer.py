@@ -32,6 +32,7 @@ from stages.ppo.prompts import PromptBatch
 from stages.ppo.ptx import PretrainingMix
 from stages.ppo.scores import ScoreRule
 from stages.ppo.scoring import Scored, require_sum, score_together, term_metrics
+from stages.ppo.text_metrics import text_metrics
 from stages.rollout import Rollout, Sampler
 from stages.world import ALONE, World
 
@@ -85,8 +86,8 @@ class PPOTrainer:
         experience, scored = self.evaluate(own, batch)
         clock.begin("update")
         metrics = rollout_metrics(experience, self.kl.coef) | term_metrics(scored)
-        trained = (self.policy.module, self.value.module)
-        with recomputing(trained, self.config.gradient_checkpointing):
+        metrics |= text_metrics(experience, scored.completions)
+        with recomputing((self.policy.module, self.value.module), self.config.gradient_checkpointing):
             metrics |= self.optimise(experience, batch)
         self.kl.update(metrics["objective/kl"], len(experience))
         self.finished += 1

@@ -26,25 +26,26 @@ class Recorder:
     def samples(self, rows: Any, step: int) -> None: ...
 
 
-def loop(**config: Any) -> PPOLoop:
+def loop(folder: Path, **config: Any) -> PPOLoop:
     """A loop over a policy of which about one completion in six is its stop token alone."""
     toy = small_gpt2(**config)
     prompts = PromptSet(toy.problem.prompts, [text(p) for p in toy.problem.prompts], {})
-    context = StageContext(Path("unused"), Recorder(), checkpoints=None, seed=0)
+    context = StageContext(folder, Recorder(), checkpoints=None, seed=0)
     held_out = HeldOut(toy.trainer, None, None, context, publish=None)
     return PPOLoop(toy.trainer, prompts, held_out, context, compute="float32")
 
 
-def test_empty_completions_are_counted_and_told(capsys: pytest.CaptureFixture[str]):
-    made = loop()
+def test_empty_completions_are_counted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made = loop(tmp_path, health={"empty_completions": {"patience": 1}})
     made.iterate(Progress("ppo", 4, 0))
     fraction = made.context.tracker.row["rollout/empty_fraction"]
     assert 0.1 <= fraction < 0.5
-    count = round(24 * fraction)
-    assert f"[PPO01] step 1: {count} of 24 completions are empty ({fraction:.0%})\n" in capsys.readouterr().out
+    told = f"[HEALTH01] step 1: empty_completions: rollout/empty_fraction is {fraction:.4g}, above 0.1; likely cause: "
+    assert told in capsys.readouterr().out
+    assert made.context.tracker.row["health/empty_completions"] == 1.0
 
 
-def test_a_rollout_of_mostly_empty_completions_ends_the_training():
-    made = loop(max_empty_fraction=0.04)
+def test_a_rollout_of_mostly_empty_completions_ends_the_training(tmp_path: Path):
+    made = loop(tmp_path, max_empty_fraction=0.04)
     with pytest.raises(Diverged, match=r"\[PPO01\] step 1: .* are empty .*, more than ppo.max_empty_fraction 0.04;"):
         made.iterate(Progress("ppo", 4, 0))
