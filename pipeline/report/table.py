@@ -85,9 +85,14 @@ def stage_line(results: Mapping[str, Any]) -> str:
     )
 
 
-def result_table(results: Mapping[str, Any]) -> Table:
-    """The table printed at the end of a run, from the content of results.json; fits 80 characters."""
+def result_table(results: Mapping[str, Any]) -> Table | Text:
+    """The table printed at the end of a run, from the content of results.json; fits 80 characters.
+
+    What stands below it is all there is before the policies are evaluated.
+    """
     footer = "\n".join(line for line in (reward_model_line(results), stage_line(results)) if line)
+    if not rows(results):
+        return Text(footer)
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),

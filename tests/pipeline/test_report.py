@@ -319,7 +319,10 @@ def test_below_the_printed_table_stand_reward_model_and_costs() -> None:
     assert "SFT: 1 min 35 s, 2.31 GB peak PPO: 4 min 49 s, 3.70 GB peak" in text
 
 
-def test_results_without_models_or_stages_print_nothing_but_the_head() -> None:
+def test_before_policies_are_evaluated_only_reward_model_and_costs_are_printed() -> None:
+    lines = printed({**RESULTS, "models": {}}).splitlines()
+    assert lines[0].startswith("reward model accuracy 0.879 (95 % interval 0.853 to 0.901, n = 700)")
+    assert lines[-1] == "PPO: 4 min 49 s, 3.70 GB peak"
     assert "base" not in printed({}) and "accuracy" not in printed({})
 
 
