@@ -16,9 +16,11 @@ from pipeline.model_files import require_safe_folders
 from pipeline.parents import check_reward_path
 from pipeline.policies import final_of, is_model
 from pipeline.rundir import RunDir
+from reward.config import Combine, RewardTerm
 from reward.remote_config import TOKEN_NAME, is_loopback
 from stages.base import InputError
 from stages.models.config import ModelConfig
+from stages.reward_model.members import folders_of
 
 SHORTEST_TOKEN = 32
 """Characters."""
@@ -38,6 +40,7 @@ def serve_reward(
     certificate: Annotated[
         Path | None, typer.Option(metavar="PEM", help="Serve https with this certificate and the key in the same file.")
     ] = None,
+    combine: Annotated[Combine, typer.Option(help="Of an ensemble; mean_minus_std takes off one of them.")] = "mean",
     max_batch: Annotated[int, typer.Option(min=1, help="Most pairs per request.")] = 1024,
     max_bytes: Annotated[int, typer.Option(min=1024, help="Largest request.")] = 16 << 20,
     trust_remote_code: Annotated[
@@ -49,17 +52,26 @@ def serve_reward(
     token = _token(host, token_env)
     final = final_of(folder) if is_model(folder) else final_of(folder, "reward_model")
     check_reward_path(str(final))
-    require_safe_folders([final], trust_remote_code)
+    require_safe_folders(folders_of(final), trust_remote_code)
+    term = RewardTerm(model=str(final), combine=combine)
     with closing(_bound(host, port)) as listening:  # taken before the model is loaded, open once it is
-        _serve(Loaded(final, trust_remote_code), Limits(max_batch, max_bytes), listening, token, certificate)
+        _serve(Served(term, final, trust_remote_code), Limits(max_batch, max_bytes), listening, token, certificate)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Served:
     """The model to serve."""
 
+    term: RewardTerm
+    """As a reward term of PPO names it."""
     final: Path
     trust_remote_code: bool
+
+    @property
+    def name(self) -> str:
+        """What it is called in answers: a digest of its files, with how an ensemble is combined."""
+        digest = FileHashes().folder(self.final)[:16]
+        return f"{digest}-{self.term.combine}" if len(folders_of(self.final)) > 1 else digest
 
 
 @dataclass(frozen=True)
@@ -71,15 +83,15 @@ class Limits:
 
 
 def _serve(
-    model: Loaded, limits: Limits, listening: socket.socket, token: str | None, certificate: Path | None
+    model: Served, limits: Limits, listening: socket.socket, token: str | None, certificate: Path | None
 ) -> None:
     import uvicorn
 
     from pipeline.reward_server import RewardService, application
     from stages.scoring import TextScorer
 
-    name = FileHashes().folder(model.final)[:16]
-    scorer = TextScorer.load(model.final, _computed_in_its_run(model.final), model.trust_remote_code)
+    name = model.name
+    scorer = TextScorer.load(model.term, _computed_in_its_run(model.final), model.trust_remote_code)
     service = RewardService(scorer, name, token, limits.pairs, limits.bytes)
     host, port = listening.getsockname()[:2]
     address = f"{'https' if certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/score"

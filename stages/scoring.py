@@ -21,6 +21,7 @@ from stages.models.trunk import unwrapped
 from stages.ppo.rewards import RewardBuilder
 from stages.quiet import quiet_libraries
 from stages.render import Renderer
+from stages.reward_model.members import folders_of
 from stages.reward_model.statistics import raw_scores
 
 BATCH = 32  # texts per forward pass; those of similar length share one
@@ -34,19 +35,20 @@ class TextScorer:
         self._renderer = Renderer(tokenizer)
 
     @classmethod
-    def load(cls, final: Path, model: ModelConfig | None, trust_remote_code: bool = False) -> "TextScorer":
-        """The reward model in a `final/`, computed as `model` says, in float32 by default.
+    def load(cls, term: RewardTerm, model: ModelConfig | None, trust_remote_code: bool = False) -> "TextScorer":
+        """The reward model, or ensemble, in the `final/` that a term names, computed as `model` says or in float32.
 
         Raises InputError PEFT01, PEFT02, RM01, RM04, RM05 and STAGE01 as a `model` term does.
         """
         quiet_libraries()
+        (final,) = map(Path, term.models)
         source = source_of(final)
         settings = {"path": source.base, "trust_remote_code": trust_remote_code}
         model = model.model_copy(update=settings) if model else ModelConfig(**settings)
         roles = Roles(model)
-        roles.trust(final)
+        roles.trust(*folders_of(final))
         tokenizer = load_tokenizer(source, roles.trusts(source.folder))
-        builder = RewardBuilder([RewardTerm(model=str(final))], None, roles, model.compute, tokenizer, _whole)
+        builder = RewardBuilder([term], None, roles, model.compute, tokenizer, _whole)
         return cls(builder.mixture, builder.scorers, tokenizer)
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
