@@ -1,18 +1,14 @@
 """`rlhf check CONFIG --nodes hostfile`: whether every host can take part, looked at from this one. Imports no torch."""
 
-import json
 import os
-import shlex
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Listener
-from pathlib import Path
 from typing import Any
 
 from pipeline import node_probe
@@ -22,12 +18,12 @@ from pipeline.hostfile import Host
 from pipeline.job_file import new_key
 from pipeline.launchers import World, world_of
 from pipeline.ranked_stage import meeting_address
-from pipeline.rundir import VERSIONED, RunDir
-from pipeline.ssh import last_line, on_all, ssh
+from pipeline.rundir import RunDir
+from pipeline.same_software import LOOK_SECONDS, QUESTION, ask, differences
+from pipeline.ssh import on_all
 from stages.base import InputError
 
-PROBE = str(Path(node_probe.__file__).resolve())
-_LOOK_SECONDS, _REDUCE_SECONDS, _GLOO_SECONDS = 60.0, 60.0, 30.0
+_REDUCE_SECONDS, _GLOO_SECONDS = 60.0, 30.0
 _CLOCK_SECONDS = 10.0
 _ROOM = 256 << 20
 """Bytes that temporary files and shared memory should have."""
@@ -75,16 +71,7 @@ def mistakes(seen: Seen, own: dict[str, Any], folder: str, rooms: dict[str, int]
 
 def _mistakes(seen: Seen, own: dict[str, Any], folder: str, rooms: dict[str, int]) -> Iterator[InputError]:
     answer = seen.answer
-    if answer["python"] != own["python"]:
-        told = f"Python: found {answer['python']}, here {own['python']}"
-        yield InputError("NODE11", told, fix="one environment for all hosts, at the same path")
-    for name, version in own["packages"].items():
-        if answer["packages"][name] != version:
-            told = f"package {name}: found {answer['packages'][name] or 'none'}, here {version}"
-            yield InputError("NODE12", told, fix=f"pip install '{name}=={version}' there, or share the environment")
-    if answer["code"] != own["code"]:
-        told = f"other source files of this program: {answer['code'][:12]}, here {own['code'][:12]}"
-        yield InputError("NODE13", told, fix="the same checkout on all hosts")
+    yield from differences(answer, own)
     if abs(seen.skew) > _CLOCK_SECONDS:
         told = f"its clock is {abs(seen.skew):.0f} s {'ahead' if seen.skew > 0 else 'behind'}"
         yield InputError("NODE14", told, fix="set it by NTP")
@@ -116,30 +103,8 @@ def _shared_line(seen: list[Seen], folder: str) -> str:
 def _ask(host: Host, question: dict[str, Any]) -> Seen:
     asked = time.time()
     port = question["port"] if host.name == question["first"] else None
-    answer = _probe(host, "look", {**question, "port": port}, _LOOK_SECONDS)
+    answer = ask(host, "look", {**question, "port": port}, LOOK_SECONDS)
     return Seen(host, answer, asked, time.time())
-
-
-def _probe(host: Host, verb: str, question: dict[str, Any], timeout: float) -> dict[str, Any]:
-    """The answer of the probe on a host.
-
-    Raises:
-        InputError: NODE03, NODE19 as in pipeline.ssh; NODE11 no such Python, NODE13 no such code, NODE18 it failed.
-    """
-    code = f"test -r {shlex.quote(PROBE)} || exit 90; test -x {shlex.quote(sys.executable)} || exit 91"
-    command = f"{code}; exec {shlex.quote(sys.executable)} {shlex.quote(PROBE)} {verb}"
-    done = ssh(host.name, command, json.dumps(question), timeout)
-    if done.returncode == 90:
-        raise InputError("NODE13", f"{host.name}: no {PROBE}", fix="the same checkout at the same path on all hosts")
-    if done.returncode == 91:
-        told = f"{host.name}: no Python at {sys.executable}"
-        raise InputError("NODE11", told, fix="one environment for all hosts, at the same path")
-    with suppress(ValueError):
-        return json.loads(last_line(done.stdout))
-    told = f"{host.name}: {PROBE} ended with exit code {done.returncode}: {last_line(done.stderr) or 'no answer'}"
-    if verb == "reduce":
-        raise InputError("NODE18", told, fix="open the ports between the hosts, or set launch.interface")
-    raise InputError("NODE11", told, fix=f"see what {sys.executable} is on that host")
 
 
 def _check_sum(seen: list[Seen], port: int | None, found: Findings) -> None:
@@ -150,7 +115,7 @@ def _check_sum(seen: list[Seen], port: int | None, found: Findings) -> None:
     questions = {
         one.host: {**common, "rank": rank, "interface": one.answer["interface"]} for rank, one in enumerate(seen)
     }
-    answers = on_all(list(questions), lambda host: _probe(host, "reduce", questions[host], _REDUCE_SECONDS))
+    answers = on_all(list(questions), lambda host: ask(host, "reduce", questions[host], _REDUCE_SECONDS))
     errors = [answer for answer in answers if isinstance(answer, InputError)]
     found.errors += errors
     if not errors:
@@ -169,10 +134,10 @@ def _question(config: PipelineConfig, world: World) -> Iterator[dict[str, Any]]:
         with Listener((meeting_address(config.launch, world), 0), "AF_INET", 64, bytes.fromhex(key)) as listener:
             threading.Thread(target=_let_in, args=(listener,), daemon=True).start()
             yield {
+                **QUESTION,
                 "interface": config.launch.interface,
                 "head": listener.address,
                 "key": key,
-                "packages": VERSIONED,
                 "token": str(token),
                 "folder": str(folder),
                 "port": config.launch.master_port,

@@ -1,6 +1,6 @@
-"""What `rlhf check --nodes` runs on every host by ssh: a question as JSON on stdin, the answer as JSON on stdout.
+"""What is run on every host by ssh before ranks are: a question as JSON on stdin, the answer as JSON on stdout.
 
-    python pipeline/node_probe.py look|reduce
+    python pipeline/node_probe.py software|look|reduce
 
 Standard library alone, but for torch in `reduce`: it has to tell what is missing.
 """
@@ -28,13 +28,20 @@ _CODE = ("pipeline", "stages", "reward")
 _MEGABYTE = 1 << 20
 
 
-def look(question: dict[str, Any]) -> dict[str, Any]:
-    """What this host is like."""
-    address, trouble = _address(question["interface"], question["head"][0])
+def software(question: dict[str, Any]) -> dict[str, Any]:
+    """What decides the numbers that this host computes."""
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in question["packages"]},
         "code": code_hash(Path(__file__).resolve().parents[1]),
+    }
+
+
+def look(question: dict[str, Any]) -> dict[str, Any]:
+    """What this host is like."""
+    address, trouble = _address(question["interface"], question["head"][0])
+    return {
+        **software(question),
         "time": time.time(),
         "shared": Path(question["token"]).exists(),
         "free": {name: shutil.disk_usage(_existing(path)).free for name, path in _places(question["folder"]).items()},
@@ -107,5 +114,5 @@ def _existing(path: str) -> Path:
 
 
 if __name__ == "__main__":
-    answer = {"look": look, "reduce": reduce}[sys.argv[1]](json.load(sys.stdin))
+    answer = {"software": software, "look": look, "reduce": reduce}[sys.argv[1]](json.load(sys.stdin))
     print(json.dumps(answer))

@@ -17,9 +17,10 @@ from pipeline.launchers import Line, World, hostfile_text, lines_for, world_of
 from pipeline.network import address_of, address_towards, is_here
 from pipeline.problems import EXIT_HANG, raise_together
 from pipeline.ranks import EXPECTED
+from pipeline.same_software import unfit
 from pipeline.signals import Relay
 from pipeline.slurm import allocated_hosts
-from pipeline.ssh import unreachable, without
+from pipeline.ssh import without
 from pipeline.watchdog import Watch
 from pipeline.worker_environment import launcher_environment, passed_variables, with_tokens
 from stages.base import InputError
@@ -64,10 +65,10 @@ def run_ranks(stage: RankedStage, log: BinaryIO, relay: Relay, watch: Watch, tel
     """Run a stage on all its ranks; the exit code of the first that failed, else of rank 0.
 
     Raises:
-        InputError: NODE03 a host that cannot be reached, NODE04 a path that cannot be passed.
+        InputError: NODE03, NODE11 to NODE13, NODE19 a host that cannot take part; NODE04 a path that cannot be passed.
     """
     if uses_ssh(stage.launch):
-        raise_together([*unreachable(stage.world.hosts).values()])
+        raise_together([*unfit(stage.world.hosts).values()])
     lines, address = stage.lines(), meeting_address(stage.launch, stage.world)
     with private_folder(stage.run) as folder, Listener((address, 0), "AF_INET", backlog=stage.world.size) as listener:
         job_file = _job_file(stage, listener.address)

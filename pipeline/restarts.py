@@ -9,8 +9,9 @@ from pipeline.hostfile import Host
 from pipeline.launchers import World, world_of
 from pipeline.problems import EXIT_DIVERGED, EXIT_ENVIRONMENT, EXIT_INPUT, EXIT_STORAGE, exit_code
 from pipeline.ranked_stage import ALONE, uses_ssh
+from pipeline.same_software import unfit
 from pipeline.signals import Relay
-from pipeline.ssh import unreachable, without
+from pipeline.ssh import without
 from stages.base import InputError
 
 _FOR_A_PERSON = (EXIT_INPUT, EXIT_DIVERGED, EXIT_STORAGE)
@@ -59,11 +60,11 @@ def with_restarts(
 
 
 def _left_out(config: PipelineConfig, step: str, tell: Callable[[str], None]) -> Sequence[str]:
-    """Hosts of the hostfile as it is now that do not answer; the others go on without them."""
+    """Hosts of the hostfile as it is now that cannot take part; the others go on without them."""
     if not uses_ssh(config.launch) or step in ALONE:
         return ()
     hosts = world_of(config.launch).hosts
-    gone = unreachable(hosts)
+    gone = unfit(hosts)
     left: tuple[Host, ...] = without(hosts, gone)
     for error in gone.values():
         tell(str(error))

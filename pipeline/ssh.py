@@ -11,7 +11,6 @@ from stages.base import InputError
 OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=5", "ServerAliveCountMax=3")
 """Without the last two, ssh waits for a lost host for ever."""
 NO_CONNECTION = 255
-_LOOK_SECONDS = 20.0
 _AT_ONCE = 64
 T = TypeVar("T")
 
@@ -47,12 +46,6 @@ def on_all(hosts: Sequence[Host], do: Callable[[Host], T]) -> list[T | InputErro
 
     with ThreadPoolExecutor(min(_AT_ONCE, len(hosts))) as pool:
         return list(pool.map(tried, hosts))
-
-
-def unreachable(hosts: Sequence[Host]) -> dict[str, InputError]:
-    """The hosts to which there is no ssh connection, with NODE03 or NODE19."""
-    found = on_all(hosts, lambda host: ssh(host.name, "true", "", _LOOK_SECONDS))
-    return {host.name: error for host, error in zip(hosts, found, strict=True) if isinstance(error, InputError)}
 
 
 def last_line(text: str) -> str:

@@ -126,7 +126,8 @@ class Hosts:
 
     def command(self, i: int, *arguments: str) -> list[str]:
         """`arguments` as a command that runs on a host, in the current folder."""
-        return ["nsenter", "-t", str(self._pids[i]), *_NAMESPACES, f"--wd={Path.cwd()}", "--", *arguments]
+        there = ("env", f"--chdir={Path.cwd()}")  # nsenter --wd would leave it on the mount outside
+        return ["nsenter", "-t", str(self._pids[i]), *_NAMESPACES, "--", *there, *arguments]
 
     def run(self, i: int, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
         """Run a command on a host."""
@@ -134,7 +135,9 @@ class Hosts:
         return subprocess.run(self.command(i, *arguments), capture_output=True, text=True, **options)
 
     def processes(self, i: int) -> list[str]:
-        """Command lines of what runs on a host beside its own services."""
+        """Command lines of what runs on a host beside its own services; nothing on one that is off."""
+        if i not in self._pids:
+            return []
         listed = self.run(i, "ps", "-eo", "args", "--no-headers", check=True).stdout.splitlines()
         own = ("bash -c", "sshd: ", "sleep 0.1", "ps -eo args")
         return [line for line in listed if not line.startswith(own) and "sshd -D" not in line]

@@ -1,4 +1,4 @@
-"""A job over two real hosts, started by DeepSpeed over pdsh: it starts on both, and whatever happens ends on both."""
+"""A job over two real hosts: it starts on both, and whatever happens ends on both."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ from pipeline.launchers import world_of
 from pipeline.ranked_stage import RankedStage, run_ranks
 from pipeline.signals import Relay
 from pipeline.watchdog import Watch
-launch = LaunchConfig(hostfile="hosts", lost_after_s=8)
+launch = LaunchConfig(launcher=sys.argv[1], hostfile="hosts", lost_after_s=8)
 stage = RankedStage("sft", [sys.executable, "stage.py"], Path(), launch, world_of(launch))
 with Relay().installed() as relay, Path("log").open("wb") as log:
     sys.exit(run_ranks(stage, log, relay, Watch("sft", Path(), None), print))
@@ -44,14 +44,21 @@ SECRET = "a0b1c2d3e4f5"
 
 
 @contextmanager
-def running(hosts: Hosts) -> Iterator[subprocess.Popen]:
-    """The job, once both ranks run."""
-    Path("stage.py").write_text(STAGE)
+def running(hosts: Hosts, stage: str = STAGE) -> Iterator[subprocess.Popen]:
+    """The job over pdsh, once both ranks run."""
+    with started(hosts, "deepspeed", stage) as job:
+        wait_for(lambda: len(list(Path().glob("rank-*"))) == 2 or job.poll() is not None, 300)
+        yield job
+
+
+@contextmanager
+def started(hosts: Hosts, launcher: str, stage: str = STAGE) -> Iterator[subprocess.Popen]:
+    """The job, begun."""
+    Path("stage.py").write_text(stage)
     environment = {**os.environ, "WANDB_API_KEY": SECRET}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    job = subprocess.Popen(hosts.command(0, sys.executable, "-c", DRIVER), env=environment, **streams)
+    job = subprocess.Popen(hosts.command(0, sys.executable, "-u", "-c", DRIVER, launcher), env=environment, **streams)
     try:
-        wait_for(lambda: len(list(Path().glob("rank-*"))) == 2 or job.poll() is not None, 120)
         yield job
     finally:
         if job.poll() is None:  # killing nsenter would leave what it has entered with
@@ -111,3 +118,46 @@ def test_a_launcher_that_is_killed_leaves_no_rank_behind(hosts: Hosts, folder: P
         hosts.run(0, "pkill", "-9", "-o", "-f", f"^{sys.executable}.* -m {killed}", check=True)
         assert job.wait(60) == 7
         assert nothing_left(hosts)
+
+
+def test_the_traceback_of_the_rank_that_fails_first_is_told_once(hosts: Hosts, folder: Path):
+    fails = 'if os.environ["RANK"] == "1":\n    raise RuntimeError("no luck")\n'
+    with running(hosts, STAGE.replace("sys.exit(", f"{fails}sys.exit(")) as job:
+        Path("enough").touch()
+        printed, _ = job.communicate(timeout=300)
+    assert (job.returncode, printed) == (1, "")
+    lines = Path("log").read_text().splitlines()
+    assert lines.count("Traceback (most recent call last):") == 1
+    assert lines[-2:] == [
+        "RuntimeError: no luck",
+        "rank 1 on node1 was the first of 2 to fail, with exit code 1",
+    ]
+    assert nothing_left(hosts)
+
+
+def test_lines_of_torchrun_that_are_typed_on_each_host_become_one_job(hosts: Hosts, folder: Path):
+    Path("enough").touch()
+    with started(hosts, "torchrun") as job:
+        told, line = job.stdout.readline(), job.stdout.readline().strip()
+        assert told == "start this on node1 within 600 s:\n"
+        typed = hosts.run(1, "bash", "-c", line, timeout=300)
+        printed, _ = job.communicate(timeout=300)
+    assert (typed.returncode, job.returncode) == (0, 0), typed.stderr + printed
+    assert [Path(f"rank-{rank}").read_text().split()[:3] for rank in range(2)] == [
+        ["node0", "0", "2"],
+        ["node1", "1", "2"],
+    ]
+    assert nothing_left(hosts)
+
+
+def test_a_host_without_python_is_named_before_anything_starts(hosts: Hosts, folder: Path):
+    place = str(Path(sys.executable).parent)
+    hosts.run(1, "mount", "-t", "tmpfs", "empty", place, check=True)
+    try:
+        with started(hosts, "deepspeed") as job:
+            printed, _ = job.communicate(timeout=300)
+    finally:
+        hosts.run(1, "umount", place, check=True)
+    assert job.returncode != 0
+    assert f"[NODE11] node1: no Python at {sys.executable}; fix: " in printed
+    assert not Path("log").read_text()

@@ -66,7 +66,7 @@ def test_hosts_that_do_not_answer_are_left_out_and_come_back(workplace, slept, m
     (workplace / "hosts").write_text("a slots=1\nb slots=1\n")
     error = InputError("NODE03", "b: no", fix="x")
     answers = [{"b": error}, {}, {"a": error, "b": error}]
-    monkeypatch.setattr(restarts, "unreachable", lambda hosts: answers.pop(0))
+    monkeypatch.setattr(restarts, "unfit", lambda hosts: answers.pop(0))
     attempts = Attempts(error, 7, 7)
     with pytest.raises(InputError, match="NODE03"):
         walk(attempts, 5, None, "launch.hostfile=hosts")
