@@ -76,6 +76,10 @@ class Job:
                 threading.Thread(target=follow, args=(launcher,), daemon=True).start()
         threading.Thread(target=self._accept, daemon=True).start()
 
+    def complete(self) -> bool:
+        """Whether all ranks have joined; until then `join_timeout_s` is the limit."""
+        return len(self._members) == self.size
+
     def send_signal(self, number: int) -> None:
         """Pass a polite signal on to every rank; may be called in a signal handler."""
         self._events.put(partial(self._pass_on, number))
@@ -112,7 +116,7 @@ class Job:
     # What happens, one thing after the other, in the thread that waits
 
     def _over(self) -> bool:
-        joined = len(self._members) == self.size or self._failure
+        joined = self.complete() or self._failure
         return bool(joined) and all(member.code is not None for member in self._members.values())
 
     def _joined(self, line: Lifeline, hello: dict[str, Any]) -> None:
@@ -123,7 +127,7 @@ class Job:
             line.close()
             return refusal and self._fail(_Failure(source, refusal, EXIT_ENVIRONMENT))
         self._members[rank] = _Member(line, place["host"], tuple(hello["meet"]))
-        if len(self._members) == self.size:
+        if self.complete():
             self._deadline = float("inf")
             self._to_all(meet=self._members[0].meet)
             if self._asked:
@@ -162,7 +166,7 @@ class Job:
 
     def _launcher_ended(self, launcher: subprocess.Popen) -> None:
         running = any(member.code is None for member in self._members.values())
-        if len(self._members) < self.size or running:
+        if not self.complete() or running:
             told = (
                 f"[NODE09] the launcher ended with code {launcher.returncode} "
                 f"{'while ranks were running' if running else 'before all ranks had joined'}"
@@ -172,7 +176,7 @@ class Job:
 
     def _pass_on(self, number: int) -> None:
         self._asked = self._asked or number
-        if len(self._members) < self.size:
+        if not self.complete():
             self._fail(_Failure(_LAUNCHER, "stopped before all ranks had joined", 128 + number))
         else:
             self._to_all(signal=number)

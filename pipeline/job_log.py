@@ -5,11 +5,10 @@ import time
 from collections import deque
 from typing import BinaryIO
 
-from pipeline.launch import settled
+from pipeline.launch import TRACEBACK, ending, settled
 
-_KEPT = 29
-"""Lines of each rank that are kept for the case that it fails first."""
-_TRACEBACK = "Traceback (most recent call last)"
+_KEPT, _TOLD = 300, 29
+"""Lines of each rank that are kept for the case that it fails first, and how many end the log without a traceback."""
 _HELD = 15.0
 """Seconds for which rank 0's traceback is held back from the terminal: it may follow from another rank's failure."""
 
@@ -53,15 +52,15 @@ class JobLog:
         """Let the log end with what one source said last, and why it matters."""
         for name in [name for name, text in self._pending.items() if text]:
             self.write(name, "\n", shown=False)
-        for line in (*self._last.get(source, ()), told):
+        for line in (*ending(list(self._last.get(source, ())), _TOLD), told):
             self._log.write(f"{line}\n".encode(errors="replace"))
         self._log.flush()
 
     def _show(self, text: str) -> None:
         if self._held_until == float("inf"):
             return
-        if not self._held and _TRACEBACK in text:
-            before, mark, text = text.partition(_TRACEBACK)
+        if not self._held and TRACEBACK in text:
+            before, mark, text = text.partition(TRACEBACK)
             _print(before)
             self._held, self._held_until = mark, time.monotonic() + _HELD
         if self._held:

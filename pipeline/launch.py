@@ -15,6 +15,9 @@ from pipeline.signals import Relay
 from pipeline.watchdog import Watch, end_with_stacks
 from stages.redaction import redactor
 
+TRACEBACK = "Traceback (most recent call last)"
+"""How Python begins to tell where an error was raised."""
+
 
 def stage_command(stage: str, run_dir: Path) -> list[str]:
     """Arguments that run `stage` of the run in `run_dir`; the same line reruns it by hand."""
@@ -60,9 +63,22 @@ def run_logged(command: Sequence[str], log: Path, append: bool, relay: Relay, wa
     return EXIT_HANG if hung else code
 
 
-def last_lines(log: Path, count: int) -> list[str]:
-    """The last lines of a log."""
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+def last_lines(log: Path, count: int) -> Sequence[str]:
+    """The end of a log, as `ending` has it."""
+    return ending(log.read_text(encoding="utf-8", errors="replace").splitlines(), count)
+
+
+def ending(lines: Sequence[str], count: int) -> Sequence[str]:
+    """The last `count` lines, and the beginning of a traceback that they would cut.
+
+    >>> ending(["ready", TRACEBACK + ":", "  File a", "    b()", "E: no"], 2)
+    ['Traceback (most recent call last):', '  File a', '    b()', 'E: no']
+    """
+    first = head = max(0, len(lines) - count)
+    while head and lines[head].startswith("  "):
+        head -= 1
+    cut = any(line.startswith(TRACEBACK) for line in lines[head : head + 1])
+    return lines[head if cut else first :]
 
 
 def _copy(source: BinaryIO, log: BinaryIO, terminal: TextIO | None) -> None:

@@ -79,7 +79,7 @@ def run_ranks(stage: RankedStage, log: BinaryIO, relay: Relay, watch: Watch, tel
             tell(f"start this on {line.host} within {stage.launch.join_timeout_s:g} s:\n    {line}")
         job = Job(stage.world.size, job_file, JobLog(log), listener)
         relay.adopt(job)
-        with _ended(job), watch.over(job.end_with_stacks) as hung:
+        with _ended(job), watch.over(job.end_with_stacks, job.complete) as hung:
             job.start(here, launcher_environment(os.environ))
             code = relay.wait()
         for told in hung:

@@ -188,7 +188,7 @@ def _run_step(walk: _Walk, step: str, again: bool, gone: Sequence[str]) -> int:
     if code == EXIT_HANG and folder.finished:  # only its process did not end
         code = 0
     if code == EXIT_HANG or (code and ranked):
-        fail_from_outside(folder, last_lines(folder.log, 1)[0])  # if it could not say so itself
+        fail_from_outside(folder, last_lines(folder.log, 1)[-1])  # if it could not say so itself
     if code == 0 and not folder.finished:
         code = 1
     if code > 128 and folder.manifest.get("status") == "interrupted":  # the stage told what it saved, and how to go on
@@ -226,7 +226,7 @@ def _prepare(config: PipelineConfig, run: RunDir, console: Console, relay: Relay
 
 
 def _tell_failure(step: str, code: int, log: Path, again: Sequence[str], console: Console) -> None:
-    _say(console, f"\n[{step}] failed with exit code {code}. The last {TAIL} lines of its log:\n")
+    _say(console, f"\n[{step}] failed with exit code {code}. The end of its log:\n")
     for line in last_lines(log, TAIL):
         _say(console, f"    {line}")
     _say(console, f"\nThe whole log: {log}\nContinue from there with:\n    {printable(again)}")

@@ -50,6 +50,10 @@ class Silence:
         """Seconds between two looks."""
         return min(_SECONDS_PER_LOOK, self.limit / _LOOKS_PER_LIMIT)
 
+    def begin(self) -> None:
+        """Count from now on."""
+        self.seconds, self.looked = 0.0, time.monotonic()
+
     def lasts(self, now: object) -> bool:
         """Look once; whether the limit is reached."""
         passed, self.looked = time.monotonic() - self.looked, time.monotonic()
@@ -126,8 +130,8 @@ class Watch:
     """Seconds; None = no watch."""
 
     @contextmanager
-    def over(self, end: Callable[[], None]) -> Iterator[list[str]]:
-        """Inside, `end` a stage whose heartbeat stands still; what was told of it is put into the list."""
+    def over(self, end: Callable[[], None], begun: Callable[[], bool] = lambda: True) -> Iterator[list[str]]:
+        """Inside, `end` a stage that has begun and whose heartbeat stands still; the list gets what was told of it."""
         told: list[str] = []
         if self.limit is None:
             yield told
@@ -140,7 +144,9 @@ class Watch:
             while not over.wait(silence.interval):
                 now = _read(heartbeat)
                 known = now or known  # the file goes before the process does
-                if silence.lasts(now):
+                if not begun():
+                    silence.begin()
+                elif silence.lasts(now):
                     told.append(report(self.stage, _pulse(known), self.limit))
                     end()
                     return

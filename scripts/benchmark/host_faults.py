@@ -28,7 +28,7 @@ PDSH = r"^\S*pdsh "
 RUN = r"^\S+ -m pipeline\.cli run "
 KILL, RAISE, TERM, STOP = 9, 10, 15, 19
 LOST_HOST = 60.0
-HANG = 20
+HANG = 30
 VENV = Path(sys.prefix)
 COLUMNS = ("fault", "exit code", "`rlhf run` ends after (s)", "hosts empty after (s)", "last line", "checkpoint intact")
 

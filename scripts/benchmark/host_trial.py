@@ -80,7 +80,7 @@ class Outcome:
         """What was promised and not found."""
         if self.code != fault.code:
             yield f"exit code {self.code}, not {fault.code}"
-        if self.left is None or max(self.left, self.seconds) > fault.limit:
+        if self.left is None or (not fault.before and max(self.left, self.seconds) > fault.limit):
             yield f"not over in {fault.limit:g} s"
         if self.tracebacks != fault.tracebacks:
             yield f"{self.tracebacks} tracebacks, not {fault.tracebacks}"

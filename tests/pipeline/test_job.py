@@ -109,6 +109,14 @@ def test_a_rank_that_raises_ends_all_and_its_traceback_is_what_is_told(start: St
     assert start.left() == []
 
 
+def test_a_long_traceback_is_told_from_its_first_line_on(start: Started):
+    calls = "".join(f"def f{i}(): f{i + 1}()\n" for i in range(40))
+    assert start(f"{calls}def f40(): raise RuntimeError('deep')\nif rank: f0()\n{HANGS}") == 1
+    lines = start.log.splitlines()
+    assert lines.count("Traceback (most recent call last):") == 1
+    assert len(lines) - lines.index("Traceback (most recent call last):") > 40
+
+
 def test_a_rank_that_only_missed_another_one_is_not_the_cause(start: Started):
     program = "if not rank: sys.exit(7)\ntime.sleep(1); print('row 3 is bad'); sys.exit(2)"
     assert start(program) == 2

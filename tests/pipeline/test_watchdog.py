@@ -40,3 +40,10 @@ def test_looks_that_come_late_on_a_busy_machine_count_in_full(clock: list[float]
 def test_an_hour_in_which_the_watcher_was_stopped_too_is_no_silence(clock: list[float]):
     silence = Silence(10.0)
     assert looks(silence, clock, (1, 7), (3600, 7), (1, 8)) == [False, False, False]
+
+
+def test_what_was_before_the_beginning_is_no_silence(clock: list[float]):
+    silence = Silence(3.0)
+    assert looks(silence, clock, (1, 7), (1, 7), (1, 7)) == [False] * 3
+    silence.begin()
+    assert looks(silence, clock, (1, 7), (1, 7), (1, 7)) == [False, False, True]
