@@ -68,8 +68,8 @@ class LengthArguments(Settings):
     """Distance from target within which the score is 1 (in `unit`)."""
     falloff: float | None = Field(default=None, gt=0)
     """Distance beyond that at which the score is 0 (in `unit`); null = target."""
-    unit: Literal["words", "characters"] = "words"
-    """words: runs without white space."""
+    unit: Literal["words", "characters", "tokens"] = "words"
+    """words: runs without white space; tokens: as the policy wrote them, the stop token included."""
 
 
 class RepetitionArguments(Settings):

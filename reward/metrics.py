@@ -72,8 +72,8 @@ def length(
     completions: Sequence[str], target: float, tolerance: float, falloff: float | None, unit: str, **columns: Any
 ) -> Scores:
     """1 within `tolerance` of `target`, from there falling linearly to 0 over `falloff` (or `target`) units."""
-    measure: Callable[[str], int] = len if unit == "characters" else lambda text: len(text.split())
-    excesses = (max(0.0, abs(measure(text) - target) - tolerance) for text in completions)
+    parts = {"words": map(str.split, completions), "characters": completions, "tokens": columns.get("completion_ids")}
+    excesses = (max(0.0, abs(len(part) - target) - tolerance) for part in parts[unit])
     return [max(0.0, 1.0 - excess / (falloff or target)) for excess in excesses]
 
 

@@ -97,6 +97,8 @@ def test_length_is_one_in_the_band_and_falls_to_zero_outside():
     assert score("length", texts, target=4, tolerance=1) == expected
     assert score("length", ["w " * 6], target=4, tolerance=1, falloff=2) == [0.5]
     assert score("length", ["abcd"], target=4, unit="characters") == [1.0]
+    named = checked_arguments("length", None, {"target": 2, "unit": "tokens"})
+    assert metrics.length(["abc", "d"], completion_ids=[[7, 8, 0], [7, 0]], **named) == [0.5, 1.0]
 
 
 def test_repetition_is_the_fraction_of_ngrams_seen_before():

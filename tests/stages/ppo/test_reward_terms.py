@@ -13,12 +13,18 @@ from safetensors.torch import load_file
 from pipeline.config import EvaluationConfig
 from reward.base import RewardError
 from reward.config import RewardTerm
+from reward.mixture import RewardMixture, Term
+from reward.scales import RunningScale
 from stages.base import StageContext
 from stages.evaluation import run_evaluation
 from stages.models.config import ModelConfig
 from stages.ppo.config import PPOConfig
+from stages.ppo.evaluation import Completions, Evaluator
+from stages.ppo.held_out import Best, HeldOut
 from stages.ppo.scoring import Scored, require_sum, term_metrics
 from stages.ppo.stage import run_ppo
+from tests.ppo_checks import small_tabular
+from tests.ppo_toys import decode
 from tests.toy_models import context, save_toy, write_rows
 
 TERMS = [
@@ -156,3 +162,29 @@ def test_a_score_that_is_not_the_sum_of_its_terms_stops_the_run():
 def test_a_term_that_applies_to_no_completion_has_no_mean():
     nowhere = replace(scored(), terms={"a": torch.full((2,), float("nan"))}, weighted={"a": torch.zeros(2)})
     assert term_metrics(nowhere) == {"objective/weighted/a": 0.0}
+
+
+def test_the_best_policy_and_the_reference_are_compared_under_the_moments_of_now(tmp_path: Path):
+    """A score of 3 that was kept when nothing was divided yet is 1.5 once the deviation is 2."""
+    scale = RunningScale(centred=False)
+    toy = small_tabular()
+    toy.trainer.reward = RewardMixture([Term("a", 1.0, toy.trainer.reward.terms[0].source, scale)])
+    evaluator = Evaluator(toy.trainer.reference, toy.trainer.reward, toy.trainer.sampler, decode, toy.trainer.trunk, 8)
+    held_out = HeldOut(toy.trainer, None, evaluator, context(tmp_path), lambda folder: True)
+    held_out.best = Best(1, 3.0, 0.0, {"a": [2.0, 4.0]})
+    assert held_out._to_beat() == 3.0
+    kept = Completions(None, {"a": torch.tensor([2.0, 4.0])}, torch.tensor([2.0, 4.0]), None, None, None)
+    toy.trainer.reward.learn({"a": torch.tensor([0.0, 4.0])})
+    assert held_out._to_beat() == 1.5
+    assert evaluator.rescored(kept).scores.tolist() == [1.0, 2.0]
+
+
+def test_the_trainer_uses_no_score_that_its_log_does_not_explain():
+    class Generous(RewardMixture):
+        def total(self, said: Any) -> torch.Tensor:
+            return super().total(said) + 0.1
+
+    toy = small_tabular()
+    toy.trainer.reward = Generous(toy.trainer.reward.terms)
+    with pytest.raises(RewardError, match=r"\[REW09\] completion 0 has the score"):
+        toy.run(1)
