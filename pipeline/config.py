@@ -115,6 +115,13 @@ class PipelineConfig(Settings):
             raise ValueError("reward_model.minimum_accuracy is about held-out pairs; set data.preferences.eval")
         return self
 
+    @model_validator(mode="after")
+    def _over_optimisation_is_judged(self) -> "PipelineConfig":
+        held_out = self.data.prompts and self.data.prompts.eval
+        if "overoptimisation" in self.ppo.health.acting and not (self.evaluation.judge and held_out):
+            raise ValueError("ppo.health.overoptimisation acts on a judge; set evaluation.judge and data.prompts.eval")
+        return self
+
     def _method_mistakes(self) -> Iterator[str]:
         """What the stages' fine-tuning methods cannot do after one another, or with this model."""
         tunings: dict[str, TuningConfig] = {s: getattr(self, s).tuning for s in STAGES if getattr(self, s).enabled}

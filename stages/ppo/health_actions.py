@@ -119,7 +119,7 @@ class Health:
         self._scale(self.lr_factor * self.config.lr_factor)
         print(
             f"  rollback {len(self.rollbacks)} of at most {self.config.max_rollbacks}: weights and optimizers of step "
-            f"{step}, iterations {step + 1} to {now} are left out, {self._of_schedule()}",
+            f"{step}, iterations {step + 1} to {now} are left out, learning rates {self._of_schedule()}",
             flush=True,
         )
 

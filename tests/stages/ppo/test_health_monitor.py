@@ -1,6 +1,7 @@
 """What the monitor makes of a series of numbers: when an alarm begins, that it is told once, when it is over."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -170,3 +171,16 @@ def test_rules_that_only_warn_are_no_part_of_what_determines_a_result():
     assert HealthConfig.model_validate({"length": {"threshold": 3.0}, "settle": 9}).effective() == {}
     acting = HealthConfig.model_validate({"length": {"action": "stop"}}).effective()
     assert acting == {"length": "stop beyond 2, patience 3", "start": 3}
+
+
+def test_the_documentation_has_every_rule_with_its_threshold_and_patience():
+    table = (Path(__file__).parents[3] / "docs/health.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table if line.startswith("| `")]
+    told = {row[0].strip("`"): row[2:4] for row in rows if len(row) == 6}
+    words = {"above": "above {0:g}", "below": "below {0:g}"}
+    words |= {"factor": "outside {1:g} to {0:g}", "magnitude": "outside -{0:g} to {0:g}"}
+    limits = {rule.name: words[rule.breach] for rule in RULES}
+    rules = HealthConfig().rules
+    made = {n: [limits[n].format(r.threshold, 1 / (r.threshold or 1)), str(r.patience)] for n, r in rules.items()}
+    assert told == made
+    assert {rule.action for rule in rules.values()} == {"warn"}
