@@ -1,10 +1,12 @@
 """A reward term in the config: one source, and only the keys of that source."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from reward.config import RewardTerm
+from reward.metric_config import ARGUMENTS, COMPARING, METRICS
 
 
 @pytest.mark.parametrize("term", [{}, {"model": "reward_model", "function": "a:b"}, {"metric": "regex", "model": "m"}])
@@ -68,3 +70,11 @@ def test_terms_are_named_after_their_source_unless_named():
 def test_a_mistaken_metric_is_refused(term: dict, told: str):
     with pytest.raises(ValueError, match=told):
         RewardTerm(**term)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_is_documented_with_its_arguments(metric: str):
+    text = (Path(__file__).parents[2] / "docs/rewards.md").read_text("utf-8")
+    row = next(line for line in text.splitlines() if line.startswith("| `") and f"`{metric}`" in line.split(" | ")[0])
+    assert [name for name in ARGUMENTS[metric].model_fields if f"`{name}" not in row] == []
+    assert (metric in COMPARING) == ("| `reference` |" in row)
