@@ -11,7 +11,7 @@ from pipeline.deepspeed_file import deepspeed_errors
 from pipeline.hashing import FileHashes, model_files, sha256_of
 from pipeline.identity import Identity, flat
 from pipeline.model_files import require_safe_models
-from pipeline.parents import check_fit, check_policy, is_local, parents_of
+from pipeline.parents import check_fit, check_policy, foreign_reward_models, is_local, parents_of
 from pipeline.problems import missing_path, raise_together
 from pipeline.rundir import RunDir
 from reward.remote_config import WITHOUT_EFFECT
@@ -109,7 +109,8 @@ def data_of(config: PipelineConfig, stage: str) -> dict[str, Path]:
         raise InputError("CONF08", problem, fix=f"add it, or set {stage}.enabled=false")
     if stage == "ppo" and config.ppo.ptx_coef:
         files |= _split("demonstrations", config.data.demonstrations, ("train",))
-    if stage == "reward_model":  # its scores are centred on demonstrations, held-out ones where there are any
+    if stage == "reward_model" or stage != "sft" and foreign_reward_models(config):
+        # scores are centred on demonstrations, held-out ones where there are any
         shown = _split("demonstrations", config.data.demonstrations, ("eval", "train"))
         files |= dict(list(shown.items())[:1])
     return files

@@ -11,11 +11,13 @@ from pipeline.environment import four_bit_errors
 from pipeline.findings import Findings
 from pipeline.lineage import enabled_steps
 from pipeline.model_files import unsafe_models
-from pipeline.parents import check_policy, check_reward_path, is_local, needs_reward_model, other_reward_models
+from pipeline.parents import check_policy, check_reward_path, is_local, needs_reward_model
 from pipeline.problems import missing_path
 from pipeline.rundir import RunDir
+from reward.config import OWN
 from stages.base import InputError
 from stages.models.adapter_files import adapter_errors
+from stages.models.classifier_facts import is_foreign
 from stages.models.config import KEYS
 from stages.models.facts import facts_of
 from stages.models.trusted import adapter_base
@@ -33,8 +35,8 @@ def collected(check_it: Callable[[], None]) -> list[InputError]:
 def check_models(config: PipelineConfig, deferred: bool, found: Findings) -> bool:
     """The base model and the models that reward terms name; whether their folders may be opened.
 
-    PATH01, PEFT01, PEFT02, RM01, RM04, STAGE01, STAGE02, SAFE01 to SAFE05. A `deferred` model may still be made by the
-    prepare script.
+    PATH01, PEFT01, PEFT02, RM01, RM04, RM07, STAGE01, STAGE02, SAFE01 to SAFE05. A `deferred` model may still be
+    made by the prepare script.
     """
     unsafe = unsafe_models(config)
     errors = unsafe or list(_model_errors(config, deferred))  # nothing in unsafe folders is opened
@@ -48,9 +50,24 @@ def _model_errors(config: PipelineConfig, deferred: bool) -> Iterator[InputError
     yield from _base_errors(config.model.path, "model.path", deferred)
     if config.reward_model.enabled and config.reward_model.path:
         yield from _base_errors(config.reward_model.path, "reward_model.path", deferred)
-    for model in other_reward_models(config):
-        wrong = collected(lambda model=model: check_reward_path(model))
-        yield from wrong or _adapter_errors(model, "reward model")
+    for term in config.reward:
+        for model in (model for model in term.models if model != OWN):
+            yield from _reward_model_errors(model, term.label_index)
+
+
+def _reward_model_errors(model: str, label_index: int | None) -> Iterator[InputError]:
+    wrong = collected(lambda: check_reward_path(model, label_index))
+    yield from wrong
+    base = None if wrong else adapter_base(model)
+    if base is not None and is_foreign(model):  # PEFT compares it with its base
+        yield from [missing_path(base, f"the base of the adapter {model}")] if lacking(base) else []
+    elif base is not None:
+        yield from _adapter_errors(model, "reward model")
+
+
+def lacking(base: str) -> bool:
+    """Whether a model can only mean a folder or file that is not there."""
+    return is_local(base) and not Path(base).exists()
 
 
 def _base_errors(path: str, key: str, deferred: bool) -> Iterator[InputError]:
@@ -65,7 +82,7 @@ def _base_errors(path: str, key: str, deferred: bool) -> Iterator[InputError]:
 def _adapter_errors(path: str, key: str) -> Iterator[InputError]:
     """PATH01, PEFT01, PEFT02: an adapter whose base is not there or not its own, or that is not whole."""
     base = adapter_base(path)
-    if base is not None and is_local(base) and not Path(base).exists():
+    if base is not None and lacking(base):
         yield missing_path(base, f"the base of the adapter {path} ({key})")
     elif base is not None:
         yield from adapter_errors(Path(path))

@@ -1,5 +1,6 @@
 """Which models a stage builds on, and whether they fit. Imports no torch."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from pipeline.problems import missing_path
 from pipeline.rundir import RunDir, StageDir, read_json
 from reward.config import OWN
 from stages.base import InputError
+from stages.models.classifier_facts import is_foreign, label_of, require_head
+from stages.models.hub import cached_folder, is_hub_id
 from stages.models.weight_files import tensors_in
+from stages.reward_model.members import folders_of
 
 
 def needs_reward_model(config: PipelineConfig) -> bool:
@@ -21,6 +25,11 @@ def needs_reward_model(config: PipelineConfig) -> bool:
 def other_reward_models(config: PipelineConfig) -> list[str]:
     """The reward models that terms name beside that of this run, each once."""
     return list(dict.fromkeys(model for term in config.reward for model in term.models if model != OWN))
+
+
+def foreign_reward_models(config: PipelineConfig) -> list[str]:
+    """Those of them that no stage here made: classifiers of others."""
+    return [model for model in other_reward_models(config) if is_foreign(model)]
 
 
 def parents_of(run: RunDir, config: PipelineConfig, stage: str) -> dict[str, StageDir]:
@@ -82,8 +91,9 @@ def check_fit(parents: Mapping[str, StageDir], base: Mapping[str, str], config: 
             STAGE01 no reward model.
     """
     expected = {"base": (config.model.path, base["hash"])}
-    for model in other_reward_models(config):
-        check_reward_path(model)
+    for term in config.reward:
+        for model in (model for model in term.models if model != OWN):
+            check_reward_path(model, term.label_index)
     for name, folder in parents.items():
         if name == "reward_model" and config.reward_model.path:
             continue
@@ -152,39 +162,51 @@ def check_policy(model_path: str) -> None:
         raise InputError("STAGE02", problem, fix="set model.path to a causal language model")
 
 
-def check_reward_path(path: str) -> None:
-    """Refuse what is no reward model of this program as a reward term.
+def check_reward_path(path: str, label_index: int | None = None) -> None:
+    """Refuse what is neither a reward model of this program nor a sequence classifier as a reward term.
+
+    A model of the hub is looked at if it was downloaded before.
 
     Raises:
-        InputError: STAGE01 another kind of model, RM01 not one value per text, RM04 no head in its weights, PATH01 no
-            such folder.
+        InputError: STAGE01 another kind of model, RM01 several values per text, RM07 no such value, RM04 no head in its
+            weights, PATH01 no such folder.
     """
-    folder = Path(path)
+    folder = Path(cached_folder(path) or path)
     if not folder.is_dir():
-        raise missing_path(path, "reward model")
+        if is_local(path) or not is_hub_id(path) or _offline():
+            raise missing_path(path, "reward model")
+        return
     kind = _kind(folder)
-    fix = "set it to `reward_model`, or to the final/ folder of that stage"
+    fix = "set it to `reward_model`, to the final/ folder of that stage, or to a sequence classifier"
     if kind not in (None, "reward_model"):
         problem = f"reward model {path} is a model of kind '{kind}'; found no score head, expected a reward model"
         raise InputError("STAGE01", problem, fix=fix)
-    labels = _labels(folder)
-    if labels != 1:
-        problem = f"reward model {path} gives {labels} values per text (num_labels), need 1: it is a classifier"
-        raise InputError("RM01", problem, fix="train one: data.preferences and reward_model, or score by a function")
-    if not (folder / "reward_model.json").is_file():
-        problem = f"reward model {path} has no reward_model.json (centring and probes), so no stage here made it"
+    if not is_foreign(path):
+        for member in folders_of(folder):
+            _check_own(member, label_index, fix)
+    elif _made_here(folder):
+        problem = f"reward model {path} has no reward_model.json (centring and probes), so its stage did not finish"
         raise InputError("STAGE01", problem, fix=fix)
+    else:
+        require_head(path)
+        label_of(path, label_index)
+
+
+def _check_own(folder: Path, label_index: int | None, fix: str) -> None:
+    if label_index:
+        problem = f"reward model {folder} has one value per text, and label_index is {label_index}"
+        raise InputError("RM07", problem, fix="remove label_index")
     names = tensors_in(folder)
     if names and not any("score." in name for name in names):
-        raise InputError("RM04", f"reward model {path} has no score head among its {len(names)} tensors", fix=fix)
+        raise InputError("RM04", f"reward model {folder} has no score head among its {len(names)} tensors", fix=fix)
 
 
-def _labels(folder: Path) -> int:
-    """Values per text of a model's head; an adapter's is the head that this program puts on its base."""
-    if (folder / "adapter_config.json").is_file():
-        return 1
-    config = read_json(folder / "config.json")
-    return config.get("num_labels") or len(config.get("id2label") or (0, 1))  # two is transformers' default
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _made_here(folder: Path) -> bool:
+    return folder.name == "final" and (folder.parent / "stage.json").is_file()
 
 
 def _kind(folder: Path) -> str | None:

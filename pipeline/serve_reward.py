@@ -19,6 +19,7 @@ from pipeline.rundir import RunDir
 from reward.config import Combine, RewardTerm
 from reward.remote_config import TOKEN_NAME, is_loopback
 from stages.base import InputError
+from stages.models.classifier_facts import is_foreign
 from stages.models.config import ModelConfig
 from stages.reward_model.members import folders_of
 
@@ -52,6 +53,9 @@ def serve_reward(
     token = _token(host, token_env)
     final = final_of(folder) if is_model(folder) else final_of(folder, "reward_model")
     check_reward_path(str(final))
+    if is_foreign(final):
+        problem = f"{final} has no reward_model.json: no stage here made it"
+        raise InputError("STAGE01", problem, fix="name the classifier in a reward term: model, label_index")
     require_safe_folders(folders_of(final), trust_remote_code)
     term = RewardTerm(model=str(final), combine=combine)
     with closing(_bound(host, port)) as listening:  # taken before the model is loaded, open once it is

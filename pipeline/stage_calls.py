@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config import PipelineConfig
 from pipeline.lineage import StageInputs
+from pipeline.parents import foreign_reward_models
 from stages.base import StageContext, StageResult
 
 # The stages' modules import torch, so each is imported only by the process that runs it.
@@ -82,6 +83,7 @@ def _run_ppo(config: PipelineConfig, inputs: StageInputs, context: StageContext)
         prompts=inputs.data["prompts.train"],
         eval_prompts=inputs.data.get("prompts.eval"),
         demonstrations=inputs.data.get("demonstrations.train"),
+        shown=_shown(config, inputs),
         terms=config.reward,
         sft=inputs.parents.get("sft"),
         reward_model=inputs.parents.get("reward_model"),
@@ -92,6 +94,15 @@ def _run_ppo(config: PipelineConfig, inputs: StageInputs, context: StageContext)
     )
 
 
+def _shown(config: PipelineConfig, inputs: StageInputs) -> list[Mapping[str, Any]]:
+    """Demonstrations that centre reward models of others, held-out ones where there are any."""
+    from stages.classification import read_sft_rows
+
+    files = [inputs.data.get(f"demonstrations.{part}") for part in ("eval", "train")]
+    found = next(filter(None, files), None) if foreign_reward_models(config) else None
+    return read_sft_rows(found, config.sft) if found else []
+
+
 def run_evaluation(config: PipelineConfig, inputs: StageInputs, context: StageContext) -> dict[str, Any]:
     from stages import evaluation
 
@@ -100,6 +111,7 @@ def run_evaluation(config: PipelineConfig, inputs: StageInputs, context: StageCo
         config.ppo,
         config.model,
         prompts=inputs.data["prompts.eval"],
+        shown=_shown(config, inputs),
         terms=config.reward,
         sft=inputs.parents.get("sft"),
         policy=inputs.parents.get("ppo"),

@@ -16,7 +16,7 @@ OWN = "reward_model"
 Combine = Literal["mean", "min", "mean_minus_std"]
 
 SOURCES: dict[str, tuple[str, ...]] = {
-    "model": ("standardise", "combine", "k"),
+    "model": ("standardise", "combine", "k", "label_index"),
     "metric": ("reference", "arguments"),
     "function": ("arguments", "limit", "call", "concurrency"),
     "remote": ("limit",),
@@ -33,7 +33,8 @@ class FixedNormalisation(Settings):
 
 class RewardTerm(Settings):
     model: str | list[str] | None = None
-    """`reward_model` for the stage of this run, the `final/` folder of another reward model, or a list of these."""
+    """`reward_model` for the stage of this run, the folder of another reward model, a classifier's folder or hub id;
+    or a list of these."""
     metric: Literal[METRICS] | None = None
     """A metric of the completion's text, 0 to 1; docs/rewards.md defines each."""
     function: str | None = None
@@ -52,6 +53,8 @@ class RewardTerm(Settings):
     """Largest magnitude of a function's or server's score (score units); a larger one stops the run as a mistake."""
     standardise: bool = False
     """Divide the model's centred scores by their standard deviation on demonstrations; rescales kl_coef."""
+    label_index: int | None = Field(default=None, ge=0)
+    """Which logit of a classifier is the score, counted from 0; needed where it has several."""
     combine: Combine = "mean"
     """Of several reward models: the mean of their scores, the least, or the mean less k standard deviations."""
     k: float = Field(default=1.0, ge=0)

@@ -1,7 +1,8 @@
 """The final evaluation: base, SFT and PPO policy on the same held-out prompts, by the reward and by a judge."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -15,11 +16,12 @@ from stages.models.load import source_of
 from stages.ppo.builder import PPOBuilder
 from stages.ppo.config import PPOConfig
 from stages.ppo.evaluation import Completions, Estimate, Evaluator, distinct_2
+from stages.ppo.foreign_reward import FILE, Centring
 from stages.ppo.held_out import EVALUATION_SEED
 from stages.ppo.judging import SUCCESS, Judge
 from stages.ppo.prompts import PromptBatch, PromptSet
 from stages.ppo.reward_scales import read_scales
-from stages.ppo.rewards import waiting_in
+from stages.ppo.rewards import RewardServices, waiting_in
 from stages.quiet import quiet_libraries
 
 Table = dict[str, dict[str, dict[str, float]]]
@@ -44,14 +46,17 @@ def run_evaluation(
     reward_model: Path | None,
     context: StageContext,
     trunk: TrunkConfig = NO_FROZEN_LAYERS,
+    shown: Sequence[Mapping[str, Any]] = (),
 ) -> Table:
     """Metrics of each policy that exists: {"base" | "sft" | "ppo": {metric: {"value", "standard_error", "n"}}}.
 
     KL is measured to the SFT model. The prompts follow those by which PPO chose its best policy, where the file
-    has enough rows, so that the choice does not flatter the result. Raises Interrupted when asked to stop.
+    has enough rows, so that the choice does not flatter the result. Reward models of others are centred as PPO did,
+    else on the demonstrations `shown`. Raises Interrupted when asked to stop.
     """
     quiet_libraries()
-    builder = PPOBuilder(ppo, model, terms, sft, reward_model, context.seed, trunk, waiting_in(context))
+    services = RewardServices(waiting_in(context), Centring(policy.parent / FILE if policy else None, shown))
+    builder = PPOBuilder(ppo, model, terms, sft, reward_model, context.seed, trunk, services)
     builder.roles.trust(policy)
     sources = {
         "base": source_of(model.path),

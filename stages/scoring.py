@@ -18,6 +18,7 @@ from stages.models.heads import ScoreModel
 from stages.models.load import load_tokenizer, source_of
 from stages.models.roles import Roles
 from stages.models.trunk import unwrapped
+from stages.ppo.reward_models import RewardModels
 from stages.ppo.rewards import RewardBuilder
 from stages.quiet import quiet_libraries
 from stages.render import Renderer
@@ -48,7 +49,7 @@ class TextScorer:
         roles = Roles(model)
         roles.trust(*folders_of(final))
         tokenizer = load_tokenizer(source, roles.trusts(source.folder))
-        builder = RewardBuilder([term], None, roles, model.compute, tokenizer, _whole)
+        builder = RewardBuilder([term], RewardModels(None, model, roles, tokenizer, _whole))
         return cls(builder.mixture, builder.scorers, tokenizer)
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:

@@ -13,6 +13,8 @@ from pipeline.planner.activations import Precision
 from pipeline.planner.architecture import Architecture
 from pipeline.planner.reading import architecture_of
 from pipeline.planner.tuned import trained_numbers
+from stages.base import InputError
+from stages.models.classifier_facts import is_foreign
 from stages.models.config import ModelConfig, TuningConfig
 
 STORED = {"float32": 4, "bfloat16": 2}
@@ -163,7 +165,12 @@ def _ppo(config: PipelineConfig) -> Cast:
     learned = needs_reward_model(config)
     value = _with_reward_model(config, bases, frozen) if learned else _value_of_policy(config, a, start, bases)
     for path in other_reward_models(config):
-        other = architecture_of(path)
+        try:
+            other = architecture_of(path)
+        except InputError:  # of a kind that is not known, such as an encoder: it is not counted
+            if is_foreign(path):
+                continue
+            raise
         frozen.append(Role(f"reward model {path}", other, frozen=frozen_bytes(other, config.model, scalar=True)))
     return bases.cast([policy, value], frozen)
 

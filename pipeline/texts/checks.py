@@ -15,6 +15,7 @@ from pipeline.texts.stages import ROLES, model_path, texts_of
 from pipeline.texts.summary import summarised
 from stages.base import InputError
 from stages.data import listed
+from stages.models.classifier_facts import is_foreign
 from stages.models.facts import facts_of
 from stages.models.load import same_reading, tokenizer_alone
 from stages.render import Renderer, rendered
@@ -85,9 +86,8 @@ class TextChecks:
     def _reward_models(self) -> None:
         """RM02: a reward model that reads texts in another way than the policy."""
         own = self.config.reward_model.path if self.config.reward_model.enabled else None
-        for path in dict.fromkeys(
-            path for path in (own, *other_reward_models(self.config)) if path and self.config.ppo.enabled
-        ):
+        terms = [model for model in other_reward_models(self.config) if not is_foreign(model)]
+        for path in dict.fromkeys(path for path in (own, *terms) if path and self.config.ppo.enabled):
             mine, theirs = (self._renderer(p).tokenizer for p in (self.config.model.path, path))
             if not same_reading(mine, theirs):
                 value = "; the value model starts from the policy" if path == own else ""

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from reward.config import RewardTerm
-from reward.remote import Waiting
 from stages.base import InputError
 from stages.data import read_demonstrations, read_prompts
 from stages.engine import SCHEDULES, TorchEngine, TorchEngines
@@ -23,7 +22,8 @@ from stages.ppo.ema import EMA
 from stages.ppo.kl import AdaptiveKL, FixedKL
 from stages.ppo.prompts import PromptSet, require_short
 from stages.ppo.ptx import PretrainingMix
-from stages.ppo.rewards import RewardBuilder
+from stages.ppo.reward_models import RewardModels
+from stages.ppo.rewards import RewardBuilder, RewardServices
 from stages.ppo.scores import RunningMoments, ScoreRule
 from stages.ppo.trainer import PPOTrainer
 from stages.render import Renderer
@@ -42,15 +42,17 @@ class PPOBuilder:
         reward_model: Path | None,
         seed: int,
         trunk: TrunkConfig = NO_FROZEN_LAYERS,
-        waiting: Waiting | None = None,
+        services: RewardServices | None = None,
         engines: TorchEngines | None = None,
     ):
         self.config, self.model, self.terms, self.seed = config, model, terms, seed
-        self.reward_folder, self.waiting = reward_model, waiting or Waiting()
+        self.reward_folder, self.services = reward_model, services or RewardServices()
         self.engines = engines or TorchEngines()
         self.frozen_layers = 0 if self.engines.splits_weights else trunk.frozen_layers
         torch.manual_seed(seed)  # new adapters are random
-        self.roles = Roles(model, trunk.frozen_layers, self.waiting.beat, sharing=not self.engines.splits_weights)
+        self.roles = Roles(
+            model, trunk.frozen_layers, self.services.waiting.beat, sharing=not self.engines.splits_weights
+        )
         self.roles.trust(sft, reward_model)
         self.start = self.roles.adaptable(source_of(sft or model.path), config.tuning)
         self.tokenizer = load_tokenizer(source_of(sft or model.path), model.trust_remote_code)
@@ -138,8 +140,9 @@ class PPOBuilder:
     @cached_property
     def rewards(self) -> RewardBuilder:
         """The reward and its parts."""
-        compute, spread = self.model.compute, self.engines.frozen
-        return RewardBuilder(self.terms, self.reward_folder, self.roles, compute, self.tokenizer, spread, self.waiting)
+        spread, centring = self.engines.frozen, self.services.centring
+        models = RewardModels(self.reward_folder, self.model, self.roles, self.tokenizer, spread, centring)
+        return RewardBuilder(self.terms, models, self.services.waiting)
 
     def value(self) -> ScoreModel:
         """A value model that starts as the (centred) reward model, or at 0 without one that reads the policy's ids."""

@@ -1,29 +1,30 @@
 """From the terms of the config to the reward that PPO maximises."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
-
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from reward import metrics
 from reward.base import resolve
-from reward.config import OWN, FixedNormalisation, RewardTerm
-from reward.learned import EnsembleScores, ModelScores
+from reward.config import FixedNormalisation, RewardTerm
 from reward.metric_config import checked_arguments
 from reward.mixture import FunctionScores, RewardMixture, Source, Term
 from reward.remote import RemoteScorer, Waiting
 from reward.remote_scores import RemoteScores
 from reward.scales import RunningScale, Scale
-from stages.base import InputError, StageContext
+from stages.base import StageContext
 from stages.models.config import TuningConfig
 from stages.models.heads import ScoreModel
-from stages.models.roles import Roles
-from stages.ppo.learned_reward import LearnedReward
-from stages.reward_model.members import folders_of
+from stages.ppo.foreign_reward import Centring
+from stages.ppo.reward_models import RewardModels, scorers_in
+
+
+@dataclass(frozen=True)
+class RewardServices:
+    """What a stage lends to its reward."""
+
+    waiting: Waiting = Waiting()
+    centring: Centring = Centring()
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,7 @@ class RewardBuilder:
     """Makes the sources of all terms, once."""
 
     terms: list[RewardTerm]
-    own: Path | None
-    """`final/` of this run's reward_model stage."""
-    roles: Roles
-    compute: str
-    tokenizer: PreTrainedTokenizerBase
-    """The policy's."""
-    spread: Callable[[nn.Module], nn.Module]
-    """May split the weights of a frozen model over the ranks."""
+    models: RewardModels
     waiting: Waiting = Waiting()
 
     @cached_property
@@ -48,18 +42,15 @@ class RewardBuilder:
     @property
     def scorers(self) -> list[ScoreModel]:
         """The reward models in it that read the policy's own ids."""
-        sources = [term.source for term in self.mixture.terms]
-        each = [one for source in sources for one in getattr(source, "members", (source,))]
-        return [source.model for source in each if isinstance(source, ModelScores)]
+        return [scorer for term in self.mixture.terms for scorer in scorers_in(term.source)]
 
     def value_model(self, tuning: TuningConfig) -> ScoreModel | None:
-        """A trainable copy of this run's reward model; None without one that reads the policy's ids."""
-        learned = [self._learned(self._own, term) for term in self.terms if OWN in term.models]
-        return learned[0].value_model(tuning) if learned and learned[0].reads(self.tokenizer) else None
+        """A trainable copy of this run's (first) reward model; None without one that reads the policy's ids."""
+        return self.models.value_model(self.terms, tuning)
 
     def _source(self, term: RewardTerm) -> Source:
         if term.models:
-            return self._of_models(term)
+            return self.models.source(term)
         if term.metric:
             arguments = checked_arguments(term.metric, term.reference, term.arguments)
             return FunctionScores(
@@ -75,28 +66,6 @@ class RewardBuilder:
             call=term.call,
             concurrency=term.concurrency,
         )
-
-    def _of_models(self, term: RewardTerm) -> Source:
-        """One reward model, or several combined; every folder counts with all that it holds."""
-        named = [self._own if name == OWN else Path(name) for name in term.models]
-        finals = [final for folder in named for final in folders_of(folder)]
-        if self.own is not None and self.roles.trusts(self.own):
-            self.roles.trust(*folders_of(self.own))
-        sources = [self._learned(final, term).as_source(self.tokenizer, self.spread) for final in finals]
-        return sources[0] if len(sources) == 1 else EnsembleScores(tuple(sources), term.combine, term.k)
-
-    def _learned(self, final: Path, term: RewardTerm) -> LearnedReward:
-        return LearnedReward(final, term, self.roles, self.compute)
-
-    @property
-    def _own(self) -> Path:
-        if self.own is None:
-            raise InputError(
-                "STAGE03",
-                "the reward has a model term but there is no reward_model stage",
-                fix="enable reward_model, or use a function term",
-            )
-        return self.own
 
 
 def _scale(term: RewardTerm) -> Scale | RunningScale:

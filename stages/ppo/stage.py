@@ -1,7 +1,9 @@
 """The PPO stage: builds the roles, walks the iterations, evaluates, keeps the best policy."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from reward.calls import TrainerState
 from reward.config import RewardTerm
@@ -13,10 +15,11 @@ from stages.models.config import NO_FROZEN_LAYERS, ModelConfig, TrunkConfig
 from stages.ppo.builder import PPOBuilder
 from stages.ppo.config import PPOConfig
 from stages.ppo.evaluation import Evaluator
+from stages.ppo.foreign_reward import FILE, Centring
 from stages.ppo.held_out import EVALUATION_SEED, HeldOut
 from stages.ppo.judging import Judge
 from stages.ppo.loop import PPOLoop
-from stages.ppo.rewards import waiting_in
+from stages.ppo.rewards import RewardServices, waiting_in
 from stages.quiet import quiet_libraries
 
 
@@ -33,14 +36,17 @@ def run_ppo(
     trunk: TrunkConfig = NO_FROZEN_LAYERS,
     deepspeed: DeepSpeedConfig | None = None,
     judge: Judge | None = None,
+    shown: Sequence[Mapping[str, Any]] = (),
 ) -> StageResult:
     """Train the SFT model by PPO on the reward terms and write the best policy to `context.folder / "final"`.
 
-    `judge` is asked about the held-out completions; nothing is trained on it.
+    `judge` is asked about the held-out completions; nothing is trained on it. Reward models of others are centred on
+    the demonstrations `shown`.
     """
     quiet_libraries()
     engines = _engines(deepspeed, context)
-    builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed, trunk, waiting_in(context), engines)
+    services = RewardServices(waiting_in(context), Centring(context.folder / FILE, shown, context.world))
+    builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed, trunk, services, engines)
     trainer = replace(builder.trainer(demonstrations), enter=context.pulse.enter)
     counts = announce_parameters("ppo", builder.policy_lm)
     evaluator = Evaluator(

@@ -56,16 +56,16 @@ CASES = [
         13,
         "language model as reward model",
         "[STAGE01] reward model base is a model of kind 'causal_lm'; found no score head, expected a reward model; "
-        "fix: set it to `reward_model`, or to the final/ folder of that stage",
+        "fix: set it to `reward_model`, to the final/ folder of that stage, or to a sequence classifier",
         overrides=("reward=[{model: base}]",),
     ),
     Case(
         13,
-        "reward model without its centring",
-        "[STAGE01] reward model scorer has no reward_model.json (centring and probes), so no stage here made it; "
-        "fix: set it to `reward_model`, or to the final/ folder of that stage",
-        lambda: model("scorer", architectures=["LlamaForSequenceClassification"], id2label={"0": "LABEL_0"}),
-        ("reward=[{model: scorer}]",),
+        "label that a classifier does not have",
+        "[RM07] reward model scorer has no label 2; found 0 bad, 1 good; "
+        "fix: set label_index of that term to one of 0 to 1",
+        lambda: model("scorer", architectures=["LlamaForSequenceClassification"], id2label={"0": "bad", "1": "good"}),
+        ("reward=[{model: scorer, label_index: 2}]",),
     ),
     Case(
         14,
@@ -85,8 +85,8 @@ CASES = [
     Case(
         15,
         "classifier as reward model",
-        "[RM01] reward model three gives 3 values per text (num_labels), need 1: it is a classifier; "
-        "fix: train one: data.preferences and reward_model, or score by a function",
+        "[RM01] reward model three gives 3 values per text (0 a, 1 b, 2 c); which is the score is not said; "
+        "fix: set label_index of that term to one of 0 to 2",
         lambda: model(
             "three", architectures=["LlamaForSequenceClassification"], id2label={"0": "a", "1": "b", "2": "c"}
         ),

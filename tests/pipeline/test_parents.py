@@ -26,7 +26,8 @@ def test_an_sft_folder_is_refused_as_reward_model(run, finish):
     finish(run, "sft")
     assert refusal(run, "ppo", "reward=[{model: runs/small/sft/final}]") == (
         "[STAGE01] reward model runs/small/sft/final is a model of kind 'sft'; found no score head, "
-        "expected a reward model; fix: set it to `reward_model`, or to the final/ folder of that stage"
+        "expected a reward model; fix: set it to `reward_model`, to the final/ folder of that stage, "
+        "or to a sequence classifier"
     )
 
 

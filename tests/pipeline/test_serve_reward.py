@@ -28,6 +28,7 @@ from stages.base import InputError
 from stages.models.config import ModelConfig
 from stages.models.load import load_tokenizer, source_of
 from stages.models.roles import Roles
+from stages.ppo.reward_models import RewardModels
 from stages.ppo.rewards import RewardBuilder
 from stages.render import Rendered, Renderer, collate
 from stages.reward_model.config import RewardModelConfig
@@ -137,8 +138,8 @@ def test_scores_are_those_of_a_model_term(server: Server, folder: Path, monkeypa
     final = folder / "reward_model" / "final"
     tokenizer = load_tokenizer(source_of(final))
     term = RewardTerm(model=str(final))
-    roles = Roles(ModelConfig(path=str(folder / "base")))
-    builder = RewardBuilder([term], None, roles, "float32", tokenizer, lambda module: module)
+    model = ModelConfig(path=str(folder / "base"))
+    builder = RewardBuilder([term], RewardModels(None, model, Roles(model), tokenizer, lambda module: module))
     (source,) = (term.source for term in builder.mixture.terms)
     assert isinstance(source, ModelScores)
     prompts, completions = (*PAIRS[0], [{"role": "user", "content": "a film?"}]), (*PAIRS[1], "good")
