@@ -5,12 +5,13 @@
 The hosts are namespaces of this machine (tests/multinode/hosts.py), one rank on each, started by DeepSpeed over pdsh.
 One run suffers the faults one after the other: each comes once a checkpoint more is sealed, or before a start; then
 what was broken is mended and the same command goes on. In the end its hash is compared with that of a run that nobody
-disturbed. Seconds are those from the fault until `rlhf run` has ended, and until no process is left on any host. A
-promise that was not kept is named and makes the exit code 1.
+disturbed. Seconds are those from the fault, or the start, until all ranks have ended, until `rlhf run` has, and until
+no process is left on any host. A promise that was not kept is named and makes the exit code 1.
 """
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -26,11 +27,11 @@ LAUNCH = r"^\S+ -u -m deepspeed\.launcher\.launch "
 RUNNER = r"^\S+ -m deepspeed\.launcher\.runner "
 PDSH = r"^\S*pdsh "
 RUN = r"^\S+ -m pipeline\.cli run "
-KILL, RAISE, TERM, STOP = 9, 10, 15, 19
+KILL, RAISE, TERM, STOP = signal.SIGKILL, signal.SIGUSR1, signal.SIGTERM, signal.SIGSTOP
 LOST_HOST = 60.0
 HANG = 30
 VENV = Path(sys.prefix)
-COLUMNS = ("fault", "exit code", "`rlhf run` ends after (s)", "hosts empty after (s)", "last line", "checkpoint intact")
+COLUMNS = ("fault", "exit code", "ranks", "`rlhf run`", "all processes", "message", "checkpoint intact")
 
 
 def sending(host: int, pattern: str, number: int = KILL):
@@ -112,9 +113,11 @@ FAULTS = {
 def row(fault: Fault, seen: Outcome, work: Path) -> str:
     """A line of the table."""
     message = seen.message.replace(f"{work}/", "").replace(f"{REPOSITORY}/", "").replace("|", r"\|")
-    left = "never" if seen.left is None else f"{seen.left:.1f}"
+    ends = [f"{seen.seconds[name]:.1f}" if name in seen.seconds else "never" for name in ("ranks", "run", "hosts")]
+    if fault.before:
+        ends[0] = "none began"
     intact = "yes" if seen.kept >= seen.sealed else "no"
-    cells = (fault.told, seen.code, f"{seen.seconds:.1f}", left, f"`{message}`", intact)
+    cells = (fault.told, seen.code, *ends, f"`{message}`", intact)
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -147,6 +150,7 @@ def main() -> int:
     unknown = set(options.faults) - set(FAULTS)
     if unknown or missing():
         parser.error(f"no fault {', '.join(sorted(unknown))}" if unknown else missing())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what ends this ends the hosts as well
     work = Path(tempfile.mkdtemp(prefix="host-faults-"))
     missed = measure(options.faults or list(FAULTS), options.stage, work)
     if missed:

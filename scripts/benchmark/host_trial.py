@@ -1,9 +1,10 @@
 """A tiny stage on two real hosts out of namespaces: started, disturbed, watched to its end, gone on with."""
 
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ STAGES = {
 }
 """Settings for each stage; iterations of PPO take longer than steps of the others."""
 _DISK_BYTES = 256 << 20
-_LEFT_SECONDS = 60.0
+_LEFT_SECONDS, _LOOK = 300.0, 0.2
 _RAISES = """\
 import signal
 import sys
@@ -65,10 +66,8 @@ class Outcome:
     """What was seen of a fault."""
 
     code: int
-    seconds: float
-    """From the fault, or the start, to the end of `rlhf run`."""
-    left: float | None
-    """The same until no process is left on any host; None = some are."""
+    seconds: Mapping[str, float]
+    """From the fault, or the start, to the end of all `ranks`, of `rlhf run` and of every process on the `hosts`."""
     message: str
     tracebacks: int
     sealed: int
@@ -80,8 +79,10 @@ class Outcome:
         """What was promised and not found."""
         if self.code != fault.code:
             yield f"exit code {self.code}, not {fault.code}"
-        if self.left is None or (not fault.before and max(self.left, self.seconds) > fault.limit):
-            yield f"not over in {fault.limit:g} s"
+        if "hosts" not in self.seconds:
+            yield "processes are left"
+        elif not fault.before and self.seconds["ranks"] > fault.limit:
+            yield f"ranks not over in {fault.limit:g} s"
         if self.tracebacks != fault.tracebacks:
             yield f"{self.tracebacks} tracebacks, not {fault.tracebacks}"
         if self.kept < self.sealed:
@@ -119,16 +120,14 @@ class Trial:
             began = time.monotonic()
             fault.do(self)
             sealed += 1
+        seconds = self._ends(job, began)
         code = job.wait(LONGEST)
-        seconds = time.monotonic() - began
-        left = self._until_nothing_left(began)
         printed = output.read_bytes()[said:].decode(errors="replace")
         fault.undo(self)
         return Outcome(
             code=code if code >= 0 else 128 - code,
             seconds=seconds,
-            left=left,
-            message=_last_line(printed if fault.before else self.folder.log.read_text(errors="replace")),
+            message=_told(printed if fault.before else self.folder.log.read_text(errors="replace")),
             tracebacks=printed.count("Traceback (most recent call last)"),
             sealed=sealed,
             kept=self.newest(every_byte=True),
@@ -140,7 +139,7 @@ class Trial:
 
     def kill(self, host: int, pattern: str, number: int) -> None:
         """A signal to the oldest process of a host whose command line matches."""
-        self.hosts.run(host, "pkill", f"-{number}", "-o", "-f", pattern, check=True)
+        self.hosts.run(host, "pkill", f"-{int(number)}", "-o", "-f", pattern, check=True)
 
     def newest(self, every_byte: bool) -> int:
         """Step of the newest complete checkpoint, 0 = there is none."""
@@ -161,16 +160,20 @@ class Trial:
         if job.poll() is not None:
             raise RuntimeError(f"{self.name}: `rlhf run` ended before the fault, see {self.work}")
 
-    def _until_nothing_left(self, began: float) -> float | None:
-        """Seconds since then, None when something is left for too long; that is then killed."""
-        every = range(self.hosts.count)
-        try:
-            wait_for(lambda: not any(self.hosts.processes(i) for i in every), _LEFT_SECONDS)
-        except TimeoutError:
-            for i in every:
-                self.hosts.run(i, "pkill", "-9", "-f", f"^{sys.executable}")
-            return None
-        return time.monotonic() - began
+    def _ends(self, job: subprocess.Popen, began: float) -> dict[str, float]:
+        """When what had ended, as seconds since then; what is left for too long is missing, and killed."""
+        found: dict[str, float] = {}
+        while len(found) < 3 and time.monotonic() < began + _LEFT_SECONDS:
+            ended = job.poll() is not None
+            lines = [line for i in range(self.hosts.count) for line in self.hosts.processes(i)]
+            ranks = [line for line in lines if " stage " in line]
+            over = {"ranks": not ranks, "run": ended, "hosts": ended and not lines}
+            for name in (name for name, is_over in over.items() if is_over):
+                found.setdefault(name, time.monotonic() - began)
+            time.sleep(_LOOK)
+        for i in range(self.hosts.count) if "hosts" not in found else ():
+            self.hosts.run(i, "pkill", "-9", "-f", f"^{sys.executable}")
+        return found
 
 
 @contextmanager
@@ -187,5 +190,8 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+def _told(text: str) -> str:
+    """The newest of the last lines that names an error, else the last one."""
+    last = [line.strip() for line in text.splitlines() if line.strip()][-2:]
+    named = [line for line in last if re.match(r"\[[A-Z]+\d\d\] |\w*Error: ", line)]
+    return (named or last or [""])[-1]
