@@ -13,6 +13,8 @@ from stages.world import World
 EXPECTED = "RLHF_RANKS"
 """Environment variable with the number of ranks that were started."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
+_AFTER_WATCHDOG = 10.0
+"""Seconds that the watchdog is given before a collective call that waits fails by itself."""
 
 
 class OtherRankEnded(Exception):
@@ -27,12 +29,14 @@ class Ranks:
 
     @classmethod
     def from_environment(cls, timeout_s: float | None) -> "Ranks":
-        """The ranks as the launcher says; they wait `timeout_s` for one another, None = always.
+        """The ranks as the launcher says; they wait a little more than `timeout_s` for one another, None = always.
+
+        The watchdog, whose limit `timeout_s` is, speaks first: it knows where the stage stands.
 
         Raises:
             InputError: LAUNCH01 fewer or more processes came than were started.
         """
-        world = World.from_environment(timeout_s)
+        world = World.from_environment(timeout_s and timeout_s + _AFTER_WATCHDOG)
         expected = int(os.environ.get(EXPECTED, world.size))
         if expected != world.size:
             raise InputError(

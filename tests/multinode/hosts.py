@@ -115,6 +115,7 @@ class Hosts:
         """Pull a host's plug."""
         os.kill(self._pids.pop(i), signal.SIGKILL)  # the first process of its pid namespace
         self._ip("netns", "del", f"{self._name}{i}", check=False)
+        self._ip("-n", f"{self._name}sw", "link", "del", f"port{i}", check=False)  # the system does so later
 
     def link(self, i: int, state: str) -> None:
         """Pull a host's network cable (`down`), or plug it in again (`up`)."""

@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline import watchdog
+from pipeline.ranks import Ranks
 from pipeline.watchdog import Silence
 
 
@@ -47,3 +48,8 @@ def test_what_was_before_the_beginning_is_no_silence(clock: list[float]):
     assert looks(silence, clock, (1, 7), (1, 7), (1, 7)) == [False] * 3
     silence.begin()
     assert looks(silence, clock, (1, 7), (1, 7), (1, 7)) == [False, False, True]
+
+
+def test_ranks_wait_for_one_another_for_longer_than_the_watchdog_does():
+    assert Ranks.from_environment(30.0).world.timeout_s > 35.0
+    assert Ranks.from_environment(None).world.timeout_s > 86400.0
