@@ -1,0 +1,147 @@
+"""The web application by itself, over real sockets, with scoring functions that are slow, wrong or broken."""
+
+import asyncio
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+
+from pipeline import reward_server
+from pipeline.reward_server import RewardService, application
+
+TOKEN = "5e4d7c1b" * 8
+HEADERS = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
+
+
+def lengths(prompts: Any, completions: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+@contextmanager
+def serving(score: Any, max_bytes: int = 4096) -> Iterator[str]:
+    """The address of a server in a thread of this process."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    app = application(RewardService(score, "model-7", TOKEN, 4, max_bytes))
+    server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="critical", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+def post(address: str, content: Any, timeout: float = 30.0, **headers: str) -> httpx2.Response:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return httpx2.post(f"{address}/score", content=body, headers=HEADERS | headers, timeout=timeout, trust_env=False)
+
+
+def pairs(*completions: str) -> dict[str, Any]:
+    return {"prompts": ["a secret prompt"] * len(completions), "completions": list(completions)}
+
+
+def test_requests_are_scored_one_after_another_and_texts_are_not_printed(capsys: pytest.CaptureFixture):
+    running, most = 0, 0
+
+    def slow(prompts: Any, completions: Any) -> list[float]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.05)
+        running -= 1
+        return lengths(prompts, completions)
+
+    async def all_at_once(address: str) -> list[httpx2.Response]:
+        async with httpx2.AsyncClient(trust_env=False, headers=HEADERS) as client:
+            asked = (client.post(f"{address}/score", json=pairs("secret", "x" * n)) for n in range(8))
+            return await asyncio.gather(*asked)
+
+    with serving(slow) as address:
+        answers = asyncio.run(all_at_once(address))
+    assert [answer.json()["scores"] for answer in answers] == [[6.0, float(n)] for n in range(8)]
+    assert most == 1
+    printed = "".join(capsys.readouterr())
+    assert printed.count("2 scores in ") == 8
+    assert "secret" not in printed
+    assert TOKEN not in printed
+
+
+def test_whoever_has_left_is_not_scored():
+    scored: list[str] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def waiting(prompts: Any, completions: Any) -> list[float]:
+        scored.extend(completions)
+        begun.set()
+        go.wait(10)
+        return lengths(prompts, completions)
+
+    with serving(waiting) as address:
+        first = threading.Thread(target=post, args=(address, pairs("first")))
+        first.start()
+        begun.wait(10)
+        with pytest.raises(httpx2.TimeoutException):
+            post(address, pairs("impatient"), timeout=0.3)
+        go.set()
+        first.join()
+        assert post(address, pairs("last")).json() == {"scores": [4.0]}
+    assert scored == ["first", "last"]
+
+
+def test_a_request_that_is_not_here_in_time_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reward_server, "UPLOAD_SECONDS", 0.2)
+    with (
+        serving(lengths) as address,
+        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=10) as caller,
+    ):
+        head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+        caller.sendall(f"POST /score HTTP/1.1\r\nhost: x\r\n{head}content-length: 100\r\n\r\n{{".encode())
+        assert caller.recv(64).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize(
+    ("score", "told"),
+    [
+        (lambda prompts, completions: [1.0, float("nan")], "the score of sample 1 is not finite"),
+        (lambda prompts, completions: 1 / 0, "the server failed; its terminal says why"),
+    ],
+)
+def test_a_score_that_is_none_is_never_answered(score: Any, told: str, capsys: pytest.CaptureFixture):
+    with serving(score) as address:
+        for _ in range(2):
+            answer = post(address, pairs("a", "b"))
+            assert (answer.status_code, answer.json()["detail"]) == (500, told)
+    assert ("ZeroDivisionError" in capsys.readouterr().err) == ("terminal" in told)
+
+
+def test_no_request_breaks_it():
+    source, good = random.Random(0), json.dumps(pairs("a", "b")).encode()
+
+    def spoilt() -> bytes:
+        body = bytearray(good)
+        for _ in range(source.randrange(1, 6)):
+            at = source.randrange(len(body))
+            body[at : at + source.randrange(4)] = source.randbytes(source.randrange(4))
+        return bytes(body) * source.choice((1, 1, 1, 2, 100))
+
+    values = [None, 1, "a", [], {}, [[]], ["a"], ["a"] * 9, [None], "[" * 3000, {"a": [1]}, [{"role": "a"}], 1e400]
+    with serving(lengths) as address, httpx2.Client(trust_env=False, headers=HEADERS) as client:
+        found: dict[int, int] = {}
+        for number in range(200):
+            asked = {name: source.choice(values) for name in ("prompts", "completions", "columns")}
+            body = spoilt() if number % 2 else json.dumps(asked).encode()
+            status = client.post(f"{address}/score", content=body).status_code
+            found[status] = found.get(status, 0) + 1
+        assert found.keys() <= {200, 400, 413, 422}
+        assert min(found.get(status, 0) for status in (400, 413, 422)) > 10
+        assert client.post(f"{address}/score", content=good).json() == {"scores": [1.0, 1.0]}
