@@ -1,6 +1,7 @@
 """A scoring server in the config. Imports no torch."""
 
 import ipaddress
+import re
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -33,7 +34,7 @@ class RemoteConfig(Settings):
     """Seconds before the first of them; each further wait is twice as long."""
     max_wait_s: float = Field(default=60.0, ge=0)
     """Longest wait before a try, whatever the server asks for in Retry-After (s)."""
-    token_env: str | None = Field(default=None, pattern=TOKEN_NAME)
+    token_env: str | None = None
     """Name of the environment variable that holds the bearer token; ends in TOKEN, KEY, SECRET or PASSWORD."""
     max_response_bytes: int = Field(default=1 << 20, ge=64)
     """Size above which an answer is refused (bytes)."""
@@ -56,6 +57,15 @@ class RemoteConfig(Settings):
         if parts.query or parts.fragment or not url.isprintable() or " " in url:
             raise ValueError("an address without query, fragment and blanks; the token comes from token_env")
         return url
+
+    @field_validator("token_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        """What is wrong is not shown: it may be the token itself."""
+        if name is not None and not re.fullmatch(TOKEN_NAME, name):
+            names = "in capitals, that ends in TOKEN, KEY, SECRET or PASSWORD"
+            raise ValueError(f"expected the name of an environment variable, {names}; that variable holds the token")
+        return name
 
     @model_validator(mode="after")
     def _encrypted(self) -> "RemoteConfig":

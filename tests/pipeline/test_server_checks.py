@@ -13,6 +13,7 @@ from pipeline.preflight import check
 from pipeline.problems import exit_code
 from pipeline.rundir import RunDir
 from pipeline.worker_environment import passed_variables, with_tokens
+from stages.base import InputError
 from tests.scoring_servers import answer, raw, serving
 
 
@@ -85,6 +86,18 @@ def test_the_ranks_of_a_job_get_the_token_and_nobody_is_shown_it():
     environment = {"SCORER_TOKEN": "a" * 32, "OTHER_TOKEN": "b"}
     assert passed_variables(environment, with_tokens(loaded)) == {"SCORER_TOKEN": "a" * 32}
     assert passed_variables(environment, loaded.launch) == {}
+
+
+def test_a_token_in_place_of_its_variable_is_refused_and_not_shown():
+    with Path("config.yaml").open("a") as file:
+        file.write(f"reward: [{{remote: {{url: 'https://scorer.example/', token_env: {'5e4d7c1b' * 8}}}}}]\n")
+    with pytest.raises(InputError) as error:
+        load_config("config.yaml")
+    assert str(error.value) == (
+        "[CONF02] config.yaml:10: reward.0.remote.token_env: expected the name of an environment variable, in "
+        "capitals, that ends in TOKEN, KEY, SECRET or PASSWORD; that variable holds the token; "
+        "fix: change 'reward.0.remote.token_env'"
+    )
 
 
 def fields(**remote: object) -> dict:
