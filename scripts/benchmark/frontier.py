@@ -64,6 +64,7 @@ def sample(run: Path, prompts: int, samples: int) -> Path:
     from stages.ppo.builder import PPOBuilder
     from stages.ppo.evaluation import Evaluator
     from stages.ppo.held_out import EVALUATION_SEED
+    from stages.ppo.judging import SUCCESS
     from stages.ppo.prompts import PromptBatch
     from stages.quiet import quiet_libraries
 
@@ -85,7 +86,7 @@ def sample(run: Path, prompts: int, samples: int) -> Path:
     repeated = PromptBatch(range(len(repeated.ids)), repeated.ids, repeated.texts, repeated.columns)
     with torch.no_grad():
         completions = evaluator(policy, repeated)
-    verdicts = [float(v > 0.5) for v in judged(config.evaluation.judge, completions)]
+    verdicts = [float(v > SUCCESS) for v in judged(config.evaluation.judge, completions)]
     rows = [row | {"judge": v} for row, v in zip(completions.rows(), verdicts, strict=True)]
     path = run.with_name(f"{run.name}-best-of-n.json")
     path.write_text(json.dumps({"samples": samples, "rows": rows}))

@@ -67,7 +67,6 @@ FAULTS = {
     "two_axes": Fault("return numpy.zeros((n, 1))", "REW01", "of shape ("),
     "nan": Fault(_AMONG.format("float('nan')"), "REW02", "gave nan for sample 2", exit_code=4),
     "infinity": Fault(_AMONG.format("float('-inf')"), "REW02", "gave -inf for sample 2", exit_code=4),
-    "none_among": Fault(_AMONG.format("None"), "REW02", "gave None for sample 2"),
     "text": Fault(_AMONG.format("'0.5'"), "REW02", "gave '0.5' for sample 2"),
     "truth_value": Fault(_AMONG.format("True"), "REW02", "gave True for sample 2"),
     "nested": Fault(_AMONG.format("[0.5]"), "REW02", "gave [0.5] for sample 2"),
