@@ -131,8 +131,8 @@ reward:
         "[CONF01] c.yaml:7: unknown key 'reward.2.normalise.stdd'; fix: did you mean 'reward.2.normalise.std'?",
         "[CONF02] c.yaml:7: 'reward.2.normalise.std' is wrong; found -1, expected greater than 0; "
         "fix: change 'reward.2.normalise.std'",
-        "[CONF02] c.yaml:8: 'reward.3.normalise' is wrong; found 'runing', expected 'none' or a section of "
-        "`key: value` lines; fix: change 'reward.3.normalise'",
+        "[CONF02] c.yaml:8: 'reward.3.normalise' is wrong; found 'runing', expected 'none', 'running' or "
+        "'running_centred' or a section of `key: value` lines; fix: change 'reward.3.normalise'",
         "[CONF02] c.yaml:10: 'standardise' belongs to a term with model, and this one has function; "
         "fix: remove 'standardise'",
     ]
