@@ -62,7 +62,7 @@ def test_requests_are_scored_one_after_another_and_texts_are_not_printed(capsys:
         return lengths(prompts, completions)
 
     async def all_at_once(address: str) -> list[httpx2.Response]:
-        async with httpx2.AsyncClient(trust_env=False, headers=HEADERS) as client:
+        async with httpx2.AsyncClient(trust_env=False, headers=HEADERS, timeout=60.0) as client:
             asked = (client.post(f"{address}/score", json=pairs("secret", "x" * n)) for n in range(8))
             return await asyncio.gather(*asked)
 
