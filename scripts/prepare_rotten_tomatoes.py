@@ -8,7 +8,6 @@ Rows are `text, label` with label 0 (negative) or 1 (positive), in an order that
 
 import argparse
 import csv
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file, Python looks for modules beside it and not in the repository
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.prepare_imdb import MissingInput, Review, clean, raw_material, summary, untokenise, write
+from scripts.prepare_imdb import Review, clean, prepare, untokenise
 
 HELD_OUT = 500
 SOURCE = "rotten_tomatoes"
@@ -48,18 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder that gets the files")
     parser.add_argument("--seed", type=int, default=0, help="decides which snippets are held out, and the order")
     args = parser.parse_args(arguments)
-    try:
-        table, model = raw_material()
-    except MissingInput as error:
-        print(f"[DEP01] {error}", file=sys.stderr)
+    files = prepare(args, lambda table: build(read_snippets(table), args.seed, HELD_OUT))
+    if files is None:
         return 3
-    files = build(read_snippets(table), args.seed, HELD_OUT)
-    about = summary(files, args)
-    write(files, about, model, args.out)
     for name, rows in files.items():
         counts = Counter(row["label"] for row in rows)
         print(f"{name}: {len(rows)} rows, {counts[1]} positive and {counts[0]} negative, in {args.out}")
-    print(json.dumps(about["files"], indent=1))
     return 0
 
 

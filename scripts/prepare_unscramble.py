@@ -8,7 +8,6 @@ No sentence is in two files, and what a sentence becomes depends on its text and
 """
 
 import argparse
-import json
 import random
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file, Python looks for modules beside it and not in the repository
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.prepare_imdb import SENTENCE_END, MissingInput, Review, acceptable, raw_material, summary, write
+from scripts.prepare_imdb import SENTENCE_END, Review, acceptable, prepare
 from scripts.prepare_rotten_tomatoes import read_snippets
 
 HELD_OUT = 512
@@ -79,16 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shortest", type=int, default=4, help="least words of a sentence")
     parser.add_argument("--longest", type=int, default=12, help="most words of a sentence")
     args = parser.parse_args(arguments)
-    try:
-        table, model = raw_material()
-    except MissingInput as error:
-        print(f"[DEP01] {error}", file=sys.stderr)
-        return 3
-    files = build(read_snippets(table), args.seed, (args.shortest, args.longest), HELD_OUT)
-    about = summary(files, args)
-    write(files, about, model, args.out)
-    print(json.dumps(about["files"], indent=1))
-    return 0
+    bounds = (args.shortest, args.longest)
+    files = prepare(args, lambda table: build(read_snippets(table), args.seed, bounds, HELD_OUT))
+    return 3 if files is None else 0
 
 
 if __name__ == "__main__":
