@@ -10,13 +10,14 @@ import torch
 from jinja2 import TemplateError
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.base import InputError
 from stages.models.classifier_facts import label_of, labels_of
 from stages.models.hub import folder_of
 from stages.models.load import disable_dropout
-from stages.models.precision import DTYPES, autocast, device
+from stages.models.precision import autocast, device
+from stages.models.scalar import read_classifier
 from stages.models.trunk import unwrapped
 from stages.models.trusted import adapter_base, require_safe
 
@@ -40,19 +41,11 @@ def load_classifier_of_others(path: str, dtype: str, trust_remote_code: bool = F
 
 
 def _whole(folder: str, dtype: str, trust_remote_code: bool = False, **changes: Any) -> PreTrainedModel:
-    require_safe(folder, trust_remote_code)
-    model, report = AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        dtype=DTYPES[dtype],
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        output_loading_info=True,
-        **changes,
-    )
-    if report["missing_keys"] and not changes:
+    model, missing = read_classifier(folder, dtype, trust_remote_code, **changes)
+    if missing and not changes:
         raise InputError(
             "RM04",
-            f"{folder} has no weights for {sorted(report['missing_keys'])[:3]}",
+            f"{folder} has no weights for {missing[:3]}",
             fix="name a folder that was saved with its head",
         )
     return disable_dropout(model.eval())

@@ -52,7 +52,7 @@ def _zipped(path: Path) -> Iterator[tuple[str, Any]]:
             for info in inner:
                 with archive.open(info) as file:
                     yield from _operations(file)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:  # all raised by zipfile
         raise ValueError(f"a damaged archive ({error})") from error
 
 

@@ -1,6 +1,7 @@
 """Models that say one number per text: a causal model under a scalar head, or a reward model saved whole."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,10 +34,12 @@ def with_scalar_head(causal_lm: PreTrainedModel, pad_token_id: int | None) -> Pr
     return disable_dropout(classifier.eval())
 
 
-def load_classifier(folder: str, dtype: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A reward model saved whole.
+def read_classifier(
+    folder: str, dtype: str, trust_remote_code: bool = False, **changes: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """A sequence classifier from safetensors, and the names of the weights that its folder lacks.
 
-    Raises InputError RM01 (more than one value per text), RM04 (no head), and those of `require_safe`.
+    Raises InputError as `require_safe` does; `changes` go into its config.
     """
     require_safe(folder, trust_remote_code)
     model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -45,17 +48,27 @@ def load_classifier(folder: str, dtype: str, trust_remote_code: bool = False) ->
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
         output_loading_info=True,
+        **changes,
     )
+    return model, sorted(report["missing_keys"])
+
+
+def load_classifier(folder: str, dtype: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A reward model saved whole.
+
+    Raises InputError RM01 (more than one value per text), RM04 (no head), and those of `require_safe`.
+    """
+    model, missing = read_classifier(folder, dtype, trust_remote_code)
     if model.config.num_labels != 1:
         raise InputError(
             "RM01",
             f"the head of {folder} gives {model.config.num_labels} values per text, need 1",
             fix="train a reward model with num_labels=1",
         )
-    if report["missing_keys"]:
+    if missing:
         raise InputError(
             "RM04",
-            f"{folder} has no weights for {sorted(report['missing_keys'])}",
+            f"{folder} has no weights for {missing}",
             fix="give the final/ folder of a reward_model stage",
         )
     model.score = model.score.float()
