@@ -12,8 +12,10 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,6 +27,8 @@ from stages.redaction import redactor
 UPLOAD_SECONDS = 60.0
 """Seconds in which a request has to be here."""
 _SHOWN = 300
+_CONCURRENT = 64
+"""Requests at a time; further ones are answered with 503, which clients try again."""
 
 Score = Callable[[Sequence[Any], Sequence[str]], list[float]]
 
@@ -153,6 +157,21 @@ def application(service: RewardService) -> FastAPI:
         return JSONResponse({"detail": "the server failed; its terminal says why"}, status_code=500)
 
     return app
+
+
+def web_server(service: RewardService, certificate: Path | None = None, grace: int = 5) -> uvicorn.Server:
+    """The service, ready to run; requests under way have `grace` seconds once it is told to end."""
+    config = uvicorn.Config(
+        application(service),
+        access_log=False,
+        log_level="critical",
+        log_config=None,  # another would close the handlers of other libraries, and absl's closes our own output
+        limit_concurrency=_CONCURRENT,
+        timeout_graceful_shutdown=grace,
+        server_header=False,
+        ssl_certfile=certificate,
+    )
+    return uvicorn.Server(config)
 
 
 def _headers(service: RewardService, request: Request) -> dict[str, str]:

@@ -25,8 +25,6 @@ from stages.reward_model.members import folders_of
 
 SHORTEST_TOKEN = 32
 """Characters."""
-_CONCURRENT = 64
-"""Requests at a time; further ones are answered with 503, which clients try again."""
 
 
 def serve_reward(
@@ -89,9 +87,7 @@ class Limits:
 def _serve(
     model: Served, limits: Limits, listening: socket.socket, token: str | None, certificate: Path | None
 ) -> None:
-    import uvicorn
-
-    from pipeline.reward_server import RewardService, application
+    from pipeline.reward_server import RewardService, web_server
     from stages.scoring import TextScorer
 
     name = model.name
@@ -103,16 +99,7 @@ def _serve(
         f"serving {model.final}, model {name}, {'with' if token else 'without'} token\nremote: {{url: {address}}}",
         flush=True,
     )
-    config = uvicorn.Config(
-        application(service),
-        access_log=False,
-        log_level="critical",
-        limit_concurrency=_CONCURRENT,
-        timeout_graceful_shutdown=5,
-        server_header=False,
-        ssl_certfile=certificate,
-    )
-    uvicorn.Server(config).run(sockets=[listening])
+    web_server(service, certificate).run(sockets=[listening])
 
 
 def _computed_in_its_run(final: Path) -> ModelConfig | None:

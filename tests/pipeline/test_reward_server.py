@@ -2,20 +2,21 @@
 
 import asyncio
 import json
+import logging
 import random
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 
 from pipeline import reward_server
-from pipeline.reward_server import RewardService, application
+from pipeline.reward_server import RewardService, web_server
 
 TOKEN = "5e4d7c1b" * 8
 HEADERS = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
@@ -29,8 +30,7 @@ def lengths(prompts: Any, completions: Any) -> list[float]:
 def serving(score: Any, max_bytes: int = 4096) -> Iterator[str]:
     """The address of a server in a thread of this process."""
     listening = socket.create_server(("127.0.0.1", 0))
-    app = application(RewardService(score, "model-7", TOKEN, 4, max_bytes))
-    server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="critical", timeout_graceful_shutdown=1))
+    server = web_server(RewardService(score, "model-7", TOKEN, 4, max_bytes), grace=1)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -74,6 +74,15 @@ def test_requests_are_scored_one_after_another_and_texts_are_not_printed(capsys:
     assert printed.count("2 scores in ") == 8
     assert "secret" not in printed
     assert TOKEN not in printed
+
+
+def test_the_log_of_the_program_around_it_stays_open(tmp_path: Path):
+    handler = logging.FileHandler(tmp_path / "log", mode="w")
+    with serving(lengths) as address:
+        post(address, pairs("a"))
+    handler.handle(logging.LogRecord("around", logging.ERROR, "here.py", 1, "still here", None, None))
+    handler.close()
+    assert (tmp_path / "log").read_text() == "still here\n"
 
 
 def test_whoever_has_left_is_not_scored():
