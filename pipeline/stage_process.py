@@ -152,11 +152,12 @@ def _name_accelerator() -> None:
 
 
 def _tell_slow_arithmetic(config: PipelineConfig) -> None:
-    from stages.models.precision import emulates_bfloat16
+    from stages.models.precision import emulates
 
-    if config.model.compute == "bfloat16" and emulates_bfloat16():
+    compute = config.model.compute
+    if emulates(compute):
         print(
-            "note: this processor has no instructions for bfloat16 and emulates them, slower than float32; "
+            f"note: products in {compute} are emulated on this processor, slower than in float32; "
             "model.dtype=float32 model.compute=float32 is faster here, with slightly other results",
             flush=True,
         )

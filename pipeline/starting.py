@@ -13,6 +13,8 @@ from pipeline.worker_environment import told_names, with_tokens
 from stages.base import InputError
 from stages.durable import write_text
 
+_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
 
 def opening(config: PipelineConfig) -> Iterator[str]:
     """The first lines of a run of several processes; nothing for one, or when preflight will tell what is wrong."""
@@ -32,7 +34,7 @@ def headline(config: PipelineConfig) -> str:
         InputError: NODE01, NODE02 as in pipeline.launchers.
     """
     zero = f", ZeRO-{config.deepspeed.zero_stage}" if config.deepspeed else ""
-    return f"{world_of(config.launch)}{zero}, {'bf16' if config.model.compute == 'bfloat16' else 'fp32'}"
+    return f"{world_of(config.launch)}{zero}, {_SHORT[config.model.compute]}"
 
 
 def start_lines(config: PipelineConfig, steps: Sequence[str]) -> Iterator[str]:

@@ -16,7 +16,9 @@ from stages.batch_split import BatchSplit
 from stages.deepspeed_config import DeepSpeedConfig
 from stages.deepspeed_json import deepspeed_json, zero_stage
 from stages.deepspeed_start import join_ranks, limit_waiting
+from stages.deepspeed_steps import backward_scaled, step_nothing
 from stages.engine import TorchEngine, TorchEngines
+from stages.loss_scale import LossScale
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ class DeepSpeedEngine(TorchEngine):
         schedule: Callable[[int], float],
         max_grad_norm: float,
     ):
-        super().__init__(module, optimizer, schedule, max_grad_norm)
+        super().__init__(module, optimizer, schedule, max_grad_norm, LossScale.of(engines.compute))
         self._ranks, self._stage = engines.world.size, engines.stage
+        self._left_out = False
         self._gathers = engines.settings.gather_for_rollouts
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=engines.config(max_grad_norm))
         limit_waiting(engines.world.timeout_s)
@@ -80,14 +83,25 @@ class DeepSpeedEngine(TorchEngine):
         if self._stage:  # its forward() does so, which is not called here: the gradient is one more of the same step
             self._engine.optimizer.clear_backward_seen_flag()
         self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss * self._ranks)
+        backward_scaled(self._engine, loss * self._ranks, self.loss_scale)
 
-    def clip(self) -> float:
+    def clip(self) -> float | None:
+        norm = super().clip()
+        self._left_out = norm is None
+        return norm
+
+    def _clipped(self) -> float:
         """The norm; gradients that are spread over the ranks are scaled down within step()."""
-        return zero_state.gradient_norm(self._engine.optimizer) if self._stage else super().clip()
+        if not self._stage:
+            return super()._clipped()
+        scale = 1.0 if self.loss_scale is None else self.loss_scale.value
+        return zero_state.gradient_norm(self._engine.optimizer) / scale
 
     def step(self) -> None:
-        self._engine.step()
+        if self._left_out:
+            step_nothing(self._engine)
+        else:
+            self._engine.step()
         self._scheduler.step()
 
     def discard(self) -> None:

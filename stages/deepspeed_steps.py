@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from torch import Tensor, nn
+
+from stages.loss_scale import LossScale
 
 
 class DeepSpeedSteps(DeepSpeedEngineWrapper):
@@ -15,9 +16,9 @@ class DeepSpeedSteps(DeepSpeedEngineWrapper):
     DeepSpeed does so itself under ZeRO 1 to 3; at stage 0 it would take the step.
     """
 
-    def __init__(self, engine: Any, outputs_finite: Callable[[], bool]):
+    def __init__(self, engine: Any, outputs_finite: Callable[[], bool], loss_scale: LossScale | None = None):
         super().__init__(engine)
-        self._outputs_finite = outputs_finite
+        self._outputs_finite, self._loss_scale = outputs_finite, loss_scale
         self.norm = 0.0
         """Of the last step's gradient over all ranks, before clipping; NaN when the step was left out."""
 
@@ -26,7 +27,7 @@ class DeepSpeedSteps(DeepSpeedEngineWrapper):
         if sync_gradients and not self._outputs_finite():
             loss = loss * math.nan  # reaches the gradient of every rank, so that all leave the step out
         self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
-        self.engine.backward(loss, **kwargs)
+        backward_scaled(self.engine, loss, self._loss_scale, **kwargs)
         if sync_gradients:
             self.norm = self._spread_step() if self.engine.zero_optimization() else self._whole_step()
 
@@ -37,25 +38,33 @@ class DeepSpeedSteps(DeepSpeedEngineWrapper):
         self.engine.step()
         left_out = self.engine.optimizer.overflow
         self.engine.optimizer.overflow = False  # else accelerate would hold back the schedule
+        if left_out:
+            step_nothing(self.engine)
         return math.nan if left_out else float(self.engine.get_global_grad_norm())
 
     def _whole_step(self) -> float:
+        if self._loss_scale is not None:
+            self._loss_scale.unscale(self.engine.module.parameters())
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm):
             self.engine.zero_grad()
+            step_nothing(self.engine)
             return math.nan
         self.engine.step()
         return norm
 
 
-def autocast_forward(model: nn.Module, compute: str, device: torch.device) -> None:
-    """Let a model compute in `compute`, as accelerate does on one rank: its weights keep their type."""
-    if compute == "float32":
-        return
-    from accelerate.utils import convert_outputs_to_fp32
+def step_nothing(engine: Any) -> None:
+    """AdamW's step without gradients, which changes nothing; without one torch warns of the schedule."""
+    optimizer = engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
+    optimizer.step()
 
-    from stages.models.precision import DTYPES
 
-    inside = torch.autocast(device.type, dtype=DTYPES[compute])
-    model.forward = convert_outputs_to_fp32(inside(model.forward))
+def backward_scaled(engine: Any, loss: Tensor, loss_scale: LossScale | None, **kwargs: Any) -> None:
+    """DeepSpeed's backward pass; under ZeRO 1 to 3 its optimizer takes the scale off again, else the caller has to."""
+    if loss_scale is not None and engine.zero_optimization():
+        engine.optimizer.override_loss_scale(loss_scale.value)
+    elif loss_scale is not None:
+        loss = loss_scale.scale(loss)
+    engine.backward(loss, **kwargs)

@@ -46,6 +46,13 @@ class Skips:
     allowed: int
     """Steps of the whole stage."""
     steps: list[int] = field(default_factory=list)
+    overflows: int = 0
+    """Steps left out to lower the loss scale of float16, in this attempt; these are part of training with it."""
+
+    @property
+    def left_out(self) -> int:
+        """Steps without an update."""
+        return len(self.steps) + self.overflows
 
     @property
     def possible(self) -> bool:

@@ -1,5 +1,6 @@
 """The few verbs through which PPO drives a model it trains. Plain torch here: one process, any device."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from stages.loss_scale import LossScale
 from stages.world import ALONE, World
 
 
@@ -15,12 +17,17 @@ class Engine(Protocol):
     """A model with its optimizer and schedule."""
 
     module: nn.Module
+    loss_scale: LossScale | None
+    """Of products in float16."""
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Add the gradient of one microbatch's share of the loss; `last`: the optimizer step has no further one."""
 
-    def clip(self) -> float:
-        """Scale the gradients down to the largest norm allowed; the norm before, NaN or infinite if one of them is."""
+    def clip(self) -> float | None:
+        """Scale the gradients down to the largest norm allowed; the norm before, NaN or infinite if one of them is.
+
+        None where the loss scale may have made them infinite: it is lower now, and step() will change no weight.
+        """
 
     def step(self) -> None:
         """Update, advance the schedule, clear gradients."""
@@ -68,8 +75,10 @@ class TorchEngine:
         optimizer: torch.optim.Optimizer,
         schedule: Callable[[int], float],
         max_grad_norm: float,
+        loss_scale: LossScale | None = None,
     ):
         self.module = module
+        self.loss_scale = loss_scale
         self._optimizer = optimizer
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         self._base_rates = list(self._scheduler.base_lrs)
@@ -80,9 +89,19 @@ class TorchEngine:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
-        loss.backward()
+        (loss if self.loss_scale is None else self.loss_scale.scale(loss)).backward()
 
-    def clip(self) -> float:
+    def clip(self) -> float | None:
+        norm = self._clipped()
+        if self.loss_scale is None or not self.loss_scale.overflowed(math.isfinite(norm)):
+            return norm
+        self.discard()
+        return None
+
+    def _clipped(self) -> float:
+        """The norm, without the loss scale; gradients that are whole are scaled down."""
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(self.parameters)
         return float(nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm))
 
     def step(self) -> None:
@@ -108,16 +127,20 @@ class TorchEngine:
 
     def state_dict(self) -> dict:
         """Trained weights, Adam moments and schedule."""
+        scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.state_dict()}
         return {
             "weights": self._weights(),
             "optimizer": self._moments(),
             "scheduler": {"last_epoch": self._scheduler.last_epoch},
+            **scale,
         }
 
     def load_state_dict(self, state: dict) -> None:
         self._load_weights(state["weights"])
         self._load_moments(state["optimizer"])
         self._scheduler.last_epoch = state["scheduler"]["last_epoch"]
+        if self.loss_scale is not None and "loss_scale" in state:  # another type may have been computed in before
+            self.loss_scale.load_state_dict(state["loss_scale"])
         self._follow_schedule()
 
     def _follow_schedule(self) -> None:
@@ -155,6 +178,8 @@ class TorchEngines:
     """Makes the engines of one stage: here of one process with plain torch."""
 
     world: World = ALONE
+    compute: str = "float32"
+    """Type of the models' products."""
 
     @property
     def splits_weights(self) -> bool:
@@ -169,7 +194,7 @@ class TorchEngines:
         max_grad_norm: float,
     ) -> TorchEngine:
         """An engine for a model and its own optimizer over its trainable parameters."""
-        return TorchEngine(module, optimizer, schedule, max_grad_norm)
+        return TorchEngine(module, optimizer, schedule, max_grad_norm, LossScale.of(self.compute))
 
     def frozen(self, module: nn.Module) -> nn.Module:
         """The module as it is used when nothing trains it."""

@@ -13,13 +13,14 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from stages.base import StageContext
 from stages.divergence import NonFinite, Skips, dump
+from stages.loss_scale import LossScale
 
 
 class FiniteSteps(TrainerCallback):
     """Ends the training, or leaves out the optimizer step, when a log-probability, score or gradient is not finite."""
 
-    def __init__(self, context: StageContext, stage: str, skips: Skips):
-        self._context, self._stage, self._skips = context, stage, skips
+    def __init__(self, context: StageContext, stage: str, skips: Skips, loss_scale: LossScale | None = None):
+        self._context, self._stage, self._skips, self._loss_scale = context, stage, skips, loss_scale
         self._microbatches: list[dict[str, Tensor]] = []
         self.norm: Callable[[], float] | None = None
         """Gradient norm of the step that DeepSpeed has just taken, NaN when it left it out; None without DeepSpeed."""
@@ -42,7 +43,12 @@ class FiniteSteps(TrainerCallback):
         processing_class: PreTrainedTokenizerBase,
         **kwargs: Any,
     ) -> None:
-        if self._all_finite(model):
+        finite = self._all_finite(model)
+        if self._overflowed(finite):
+            self._skips.overflows += 1
+            _forget_gradients(model)
+            return
+        if finite:
             return
         rows = list(self._rows(processing_class))
         what, worst, rank = self._worst(rows)
@@ -51,18 +57,26 @@ class FiniteSteps(TrainerCallback):
         step = state.global_step + 1
         error = NonFinite(
             f"[TRAIN01] {self._stage} step {step}: {what} is not finite{where}{whose}",
-            f"lower {self._stage}.learning_rate",
+            f"lower {self._stage}.learning_rate"
+            + (", or set model.compute: bfloat16 or float32" if self._loss_scale else ""),
             what,
             {f"{i}.{name}": t for i, part in enumerate(self._microbatches) for name, t in part.items()},
         )
         folder = self._context.folder / "diverged" / self._name(step)
         self._skips.skip(step, error, dump(folder, what, error.tensors, rows))
-        for parameter in model.parameters():
-            parameter.grad = None  # the optimizer leaves what has no gradient as it is
+        _forget_gradients(model)
 
     def outputs_finite(self) -> bool:
         """Whether all that the model has said in this training step, on this rank, is finite."""
         return all(bool(tensor.isfinite().all()) for _, tensor in self._outputs())
+
+    def _overflowed(self, finite: bool) -> bool:
+        """Whether the loss scale made gradients infinite of outputs that are finite on all ranks; it is lower then."""
+        if self._loss_scale is None:
+            return False
+        if not finite and not all(self._context.world.gather_objects(self.outputs_finite())):
+            return False
+        return self._loss_scale.overflowed(finite)
 
     def _all_finite(self, model: nn.Module) -> bool:
         if self.norm is not None:  # an output that is not finite was made to show in it
@@ -104,3 +118,9 @@ class FiniteSteps(TrainerCallback):
             for ids, mask, fine in zip(part["input_ids"], attended, finite, strict=True):
                 yield {"row": number, "finite": bool(fine), "text": tokenizer.decode(ids[mask])}
                 number += 1
+
+
+def _forget_gradients(model: nn.Module) -> None:
+    """The optimizer leaves what has no gradient as it is."""
+    for parameter in model.parameters():
+        parameter.grad = None

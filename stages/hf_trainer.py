@@ -17,7 +17,7 @@ from transformers import (
 from stages.base import Diverged, StageContext
 from stages.batch_split import BatchSplit
 from stages.divergence import Skips
-from stages.models.config import ModelConfig
+from stages.loss_scale import LossScale
 from stages.progress import Progress
 from stages.reward_model.config import RewardModelConfig
 from stages.sft.config import SFTConfig
@@ -25,7 +25,6 @@ from stages.sft.config import SFTConfig
 
 def training_arguments(
     config: SFTConfig | RewardModelConfig,
-    model: ModelConfig,
     context: StageContext,
     split: BatchSplit,
     deepspeed: dict[str, Any] | None,
@@ -46,7 +45,7 @@ def training_arguments(
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "optim": "adamw_torch",
-        "bf16": model.compute == "bfloat16" and deepspeed is None,  # DeepSpeed would round the trained weights
+        "bf16": False,  # TRL would switch it on; the model itself computes in model.compute (autocast_forward)
         "deepspeed": deepspeed,
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": config.gradient_checkpointing,
@@ -69,16 +68,23 @@ class TrackerCallback(TrainerCallback):
     """Forwards the trainer's log to our tracker under our names; ends the training at a metric that is not finite."""
 
     def __init__(
-        self, context: StageContext, stage: str, skips: Skips, names: Mapping[str, str], shown: tuple[str, ...]
+        self,
+        context: StageContext,
+        stage: str,
+        skips: Skips,
+        names: Mapping[str, str],
+        shown: tuple[str, ...],
+        loss_scale: LossScale | None = None,
     ):
         self._context, self._stage, self._skips, self._names, self._shown = context, stage, skips, names, shown
+        self._loss_scale = loss_scale
         self._told = 0
         self._progress: Progress | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._told = len(self._skips.steps)
+        self._told = self._skips.left_out
         self._progress = Progress(self._stage, state.max_steps, state.global_step)
 
     def on_log(
@@ -93,14 +99,17 @@ class TrackerCallback(TrainerCallback):
         if not metrics:
             return
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if bad and len(self._skips.steps) == self._told:
+        if bad and self._skips.left_out == self._told:
             raise Diverged(
                 f"[TRAIN01] {self._stage} step {state.global_step}: {bad[0]} is not finite; "
                 f"fix: lower {self._stage}.learning_rate"
             )
         metrics = {name: value for name, value in metrics.items() if name not in bad}  # of a step that was left out
+        self._told = self._skips.left_out
         if self._skips.possible:
-            metrics[f"{self._stage}/skipped"] = self._told = len(self._skips.steps)
+            metrics[f"{self._stage}/skipped"] = len(self._skips.steps)
+        if self._loss_scale is not None and f"{self._stage}/loss" in metrics:
+            metrics[f"{self._stage}/loss_scale"] = self._loss_scale.value
         self._context.tracker.log(metrics, state.global_step)
         if self._progress is not None:
             shown = {k.partition("/")[2]: v for k, v in metrics.items() if k in self._shown}

@@ -23,10 +23,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from stages import trained_state
 from stages.batch_split import BatchSplit
 from stages.dealing import WEIGHT, EvaluationBatches, TrainingBatches, epoch_order, loader
+from stages.loss_scale import LossScale
 from stages.trained_state import STATE, StoredMoments
 from stages.world import World
 
-_OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
+_OPTIMIZER, _SCHEDULER, _LOSS_SCALE = "optimizer.pt", "scheduler.pt", "scaler.pt"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class RankedTrainer(Trainer, ABC):
     """Mixin before a trainer of TRL."""
 
     ranked: Ranked | None = None
+    loss_scale: LossScale | None = None
     outputs_finite: Callable[[], bool] = staticmethod(lambda: True)
     """Whether all that the model has said in this training step, on this rank, is finite."""
 
@@ -108,7 +110,9 @@ class RankedTrainer(Trainer, ABC):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None):
         if self.ranked is None:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            self.accelerator.scaler = self.loss_scale  # it scales the loss there; its optimizer does not know of it
+            return prepared
         from stages.deepspeed_start import limit_waiting
         from stages.deepspeed_steps import DeepSpeedSteps
 
@@ -117,10 +121,16 @@ class RankedTrainer(Trainer, ABC):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         assert self.accelerator.num_processes == self.ranked.world.size
         limit_waiting(self.ranked.world.timeout_s)
-        self.accelerator.deepspeed_engine_wrapped = DeepSpeedSteps(self.deepspeed, self.outputs_finite)
+        self.accelerator.deepspeed_engine_wrapped = DeepSpeedSteps(self.deepspeed, self.outputs_finite, self.loss_scale)
         if resume_from_checkpoint is not None:
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
         return prepared
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        if self.ranked is None and self.loss_scale is not None:
+            self.loss_scale.unscale(model.parameters())
+        return super()._clip_grad_norm(model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if (Path(resume_from_checkpoint) / STATE).is_file():
@@ -165,6 +175,15 @@ class RankedTrainer(Trainer, ABC):
         if world.main:
             trained_state.write_state(state, Path(output_dir), world.size)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER)
+
+    def _save_scaler(self, output_dir: str) -> None:
+        if self.loss_scale is not None and self.args.should_save:
+            torch.save(self.loss_scale.state_dict(), Path(output_dir) / _LOSS_SCALE)
+
+    def _load_scaler(self, checkpoint: str) -> None:
+        file = Path(checkpoint) / _LOSS_SCALE
+        if self.loss_scale is not None and file.is_file():  # another type may have been computed in before
+            self.loss_scale.load_state_dict(torch.load(file, weights_only=True))
 
     def _save_rng_state(self, output_dir: str) -> None:
         """The generators of every rank, written by rank 0, whose folder is the one that is sealed."""

@@ -22,7 +22,9 @@ from stages.divergence import Skips, named_tensors, require_finite_state, traine
 from stages.exact_resume import ExactResume
 from stages.finite_steps import FiniteSteps
 from stages.hf_trainer import ConfigDecides, Phases, StopWhenAsked, TrackerCallback, silence, training_arguments
+from stages.loss_scale import LossScale
 from stages.models.config import ModelConfig
+from stages.models.precision import autocast_forward
 from stages.models.torch_files import require_tensors_only
 from stages.ranked_trainer import Ranked, RankedTrainer
 from stages.reward_model.config import RewardModelConfig
@@ -82,12 +84,14 @@ class Supervision:
         context: StageContext,
         stage: str,
         config: SFTConfig | RewardModelConfig,
+        model: ModelConfig,
         deepspeed: DeepSpeedConfig | None = None,
     ):
-        self._context, self._stage, self._config = context, stage, config
+        self._context, self._stage, self._config, self._compute = context, stage, config, model.compute
         self._split = split_batch(stage, config.batch_size, config.microbatch_size, context.world.size)
         self._skips = Skips(config.on_nonfinite, config.max_skipped_batches)
-        self._finite = FiniteSteps(context, stage, self._skips)
+        self._loss_scale = LossScale.of(model.compute)
+        self._finite = FiniteSteps(context, stage, self._skips, self._loss_scale)
         self._deepspeed: dict[str, Any] | None = None
         if deepspeed is not None or not context.world.alone:
             from stages.deepspeed_start import join_ranks
@@ -95,25 +99,25 @@ class Supervision:
             join_ranks(context.world.timeout_s)
             self._deepspeed = deepspeed_json(deepspeed, self._split, config.max_grad_norm)
 
-    def arguments(self, model: ModelConfig) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Those of transformers' Trainer."""
-        return training_arguments(self._config, model, self._context, self._split, self._deepspeed)
+        return training_arguments(self._config, self._context, self._split, self._deepspeed)
 
     def callbacks(self, names: Mapping[str, str], shown: tuple[str, ...]) -> list[TrainerCallback]:
         """To be given to the trainer; `names` are our names for its metrics, `shown` those of the progress line."""
         context, stage, skips = self._context, self._stage, self._skips
-        tracked = TrackerCallback(context, stage, skips, names, shown)
+        tracked = TrackerCallback(context, stage, skips, names, shown, self._loss_scale)
         sealed = SealedCheckpoints(context, stage, skips)
         return [tracked, self._finite, ConfigDecides(), StopWhenAsked(context), Phases(context), sealed]
 
-    def take(self, trainer: RankedTrainer, compute: str) -> None:
-        """Prepare a new trainer; `compute` is the type of its products."""
+    def take(self, trainer: RankedTrainer) -> None:
+        """Prepare a new trainer."""
         silence(trainer)
+        autocast_forward(trainer.model, self._compute, trainer.args.device)
+        trainer.loss_scale = self._loss_scale
         if self._deepspeed is None:
             return
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-        from stages.deepspeed_steps import autocast_forward
 
         unset_hf_deepspeed_config()  # the arguments have set it; nothing is split before the training begins
         config = self._config
@@ -121,7 +125,6 @@ class Supervision:
         trainer.ranked = Ranked(self._context.world, self._split, rows, config.group_by_length)
         trainer.outputs_finite = self._finite.outputs_finite
         self._finite.norm = lambda: trainer.accelerator.deepspeed_engine_wrapped.norm
-        autocast_forward(trainer.model, compute, trainer.args.device)
 
     def train(self, trainer: RankedTrainer) -> None:
         """Train to the end, from the newest sealed checkpoint if there is one.

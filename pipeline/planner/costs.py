@@ -30,8 +30,8 @@ class Device:
     """Bytes per second between memory and processor."""
 
     def arithmetic(self, operations: float, compute: str) -> float:
-        """Seconds of that many operations in `compute`, "float32" or "bfloat16"."""
-        return operations / (MFU * (self.bfloat16 if compute == "bfloat16" else self.float32))
+        """Seconds of that many operations in `compute`; accelerators are as fast in float16 as in bfloat16."""
+        return operations / (MFU * (self.float32 if compute == "float32" else self.bfloat16))
 
     def reading(self, read: float) -> float:
         """Seconds in which so many bytes are read."""

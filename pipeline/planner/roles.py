@@ -17,7 +17,7 @@ from stages.base import InputError
 from stages.models.classifier_facts import is_foreign
 from stages.models.config import ModelConfig, TuningConfig
 
-STORED = {"float32": 4, "bfloat16": 2}
+STORED = {"float32": 4, "bfloat16": 2, "float16": 2}
 _NF4 = 4.127 / 8
 """Bytes of a 4-bit weight with its share of the constants of its block (arXiv 2305.14314, section 3)."""
 

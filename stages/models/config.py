@@ -12,8 +12,9 @@ class ModelConfig(Settings):
     """Hub id, perhaps with `@revision`, folder, or GGUF file of the base model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Storage type of frozen weights; trained weights are always float32."""
-    compute: Literal["float32", "bfloat16"] = "float32"
-    """Type of matrix products (autocast); log-probabilities, values and losses stay float32."""
+    compute: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of matrix products (autocast); log-probabilities, values and losses stay float32. float16, for
+    accelerators without bfloat16, trains with a dynamic loss scale."""
     quantization: Literal["none", "4bit"] = "none"
     """4bit: frozen weights as NF4 (arXiv 2305.14314) by bitsandbytes, where it supports the machine."""
     trust_remote_code: bool = False
@@ -21,8 +22,8 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def _one_precision(self) -> "ModelConfig":
-        if self.dtype == "bfloat16" and self.compute != "bfloat16":
-            raise ValueError("dtype: bfloat16 needs compute: bfloat16")
+        if self.dtype == "bfloat16" and self.compute == "float32":
+            raise ValueError("dtype: bfloat16 needs compute: bfloat16 or float16")
         return self
 
 

@@ -44,7 +44,7 @@ def run_ppo(
     the demonstrations `shown`.
     """
     quiet_libraries()
-    engines = _engines(deepspeed, context)
+    engines = _engines(deepspeed, model.compute, context)
     services = RewardServices(waiting_in(context), Centring(context.folder / FILE, shown, context.world))
     builder = PPOBuilder(config, model, terms, sft, reward_model, context.seed, trunk, services, engines)
     trainer = replace(builder.trainer(demonstrations), enter=context.pulse.enter)
@@ -65,10 +65,10 @@ def run_ppo(
     return replace(loop.run(), details=counts)
 
 
-def _engines(deepspeed: DeepSpeedConfig | None, context: StageContext) -> TorchEngines:
+def _engines(deepspeed: DeepSpeedConfig | None, compute: str, context: StageContext) -> TorchEngines:
     """DeepSpeed where the config or the number of ranks asks for it; without, it is not even imported."""
     if deepspeed is None and context.world.alone:
-        return TorchEngines()
+        return TorchEngines(compute=compute)
     from stages.deepspeed_engine import DeepSpeedEngines
 
-    return DeepSpeedEngines(context.world, deepspeed or DeepSpeedConfig())
+    return DeepSpeedEngines(context.world, compute, deepspeed or DeepSpeedConfig())

@@ -35,5 +35,5 @@ def summary(totals: Sequence[Metrics]) -> Metrics:
     means = {name: float(np.mean([s[name] for s in totals if name in s])) for name in sorted(names)}
     return means | {
         "policy/ratio_first": totals[0]["ratio_error"],
-        "policy/updates": sum("value/grad_norm" in s for s in totals),
+        "policy/updates": sum("value/learning_rate" in s for s in totals),
     }

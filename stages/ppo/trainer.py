@@ -231,15 +231,18 @@ class PPOTrainer:
         return {"value": self.value} | ({"policy": self.policy} if self._policy_learns else {})
 
     def _clip_engines(self) -> Metrics:
-        return {f"{role}/grad_norm": engine.clip() for role, engine in self._learning.items()}
+        """Gradient norms of those that will learn from this step."""
+        norms = {f"{role}/grad_norm": engine.clip() for role, engine in self._learning.items()}
+        return {name: norm for name, norm in norms.items() if norm is not None}
 
     def _step_engines(self) -> Metrics:
         rates = {f"{role}/learning_rate": engine.learning_rate() for role, engine in self._learning.items()}
+        scales = {f"{role}/loss_scale": engine.loss_scale for role, engine in self._learning.items()}
         for engine in self._learning.values():
             engine.step()
         if self.ema is not None and self._policy_learns:
             self.ema.update()
-        return rates
+        return rates | {name: scale.value for name, scale in scales.items() if scale is not None}
 
     def _discard(self) -> None:
         self.policy.discard()

@@ -145,20 +145,20 @@ class _Start:
         classifier = roles.scorer_to_train(self.source, self.config.tuning, self.tokenizer.pad_token_id)
         counts = announce_parameters("reward_model", classifier)
         note_base(classifier, roles)
-        supervision = Supervision(context, "reward_model", self.config, self.deepspeed)
+        supervision = Supervision(context, "reward_model", self.config, self.model, self.deepspeed)
         trainer = _Trainer(
             model=classifier,
             processing_class=self.tokenizer,
             train_dataset=_dataset(self.train),
             eval_dataset=_dataset(self.held_out.pairs) if self.held_out else None,
             args=TRLArguments(
-                **supervision.arguments(self.model),
+                **supervision.arguments(),
                 max_length=None,
                 center_rewards_coefficient=self.config.centering_coef or None,
             ),
             callbacks=supervision.callbacks(NAMES, SHOWN),
         )
-        supervision.take(trainer, self.model.compute)
+        supervision.take(trainer)
         supervision.train(trainer)
         return _Fitted(classifier, roles, self.tokenizer, trainer.state.global_step, counts)
 

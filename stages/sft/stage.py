@@ -75,21 +75,21 @@ def run_sft(
     note_base(policy, roles)
     stops = stop_ids(policy, tokenizer)
     policy.generation_config = neutral_generation_config(stops, tokenizer)
-    supervision = Supervision(context, "sft", config, deepspeed)
+    supervision = Supervision(context, "sft", config, model, deepspeed)
     trainer = _Trainer(
         model=policy,
         processing_class=tokenizer,
         train_dataset=train_set,
         eval_dataset=held_out.dataset,
         args=TRLArguments(
-            **supervision.arguments(model),
+            **supervision.arguments(),
             max_length=config.max_length,
             packing=config.packing,
             eval_packing=False,
         ),
         callbacks=supervision.callbacks(NAMES, SHOWN),
     )
-    supervision.take(trainer, model.compute)
+    supervision.take(trainer)
     before = held_out.measure(trainer, policy, stops, "before")
     supervision.train(trainer)
     after = held_out.measure(trainer, policy, stops, "after")

@@ -17,7 +17,7 @@ ZERO = {0: {"zero_stage": 0}, 1: {"zero_stage": 1}, 2: {"zero_stage": 2}, 3: {"f
 """Small weights would stay whole under ZeRO 3 by default, so a file says otherwise."""
 MATRIX = [(zero, method) for zero in ZERO for method in METHODS]
 ZERO[4] = {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}
-BFLOAT16 = {"model": {"compute": "bfloat16"}}
+BFLOAT16, FLOAT16 = {"model": {"compute": "bfloat16"}}, {"model": {"compute": "float16"}}
 WIDE, NARROW = {"microbatch_size": 8}, {"microbatch_size": 1}
 GROUPED = {"group_by_length": True, "batch_size": 2, "microbatch_size": 1}
 """Batches so small that sorting by length changes which rows meet."""
@@ -61,6 +61,9 @@ class _Cases:
             self.case("two-checkpointing", "lora", 3, gradient_checkpointing=True),
             self.case("two-offloaded", zero=4),
             self.case("two-autocast", zero=2) | BFLOAT16,
+            *(self.case(f"two-half-{zero}", "lora", zero) | FLOAT16 for zero in (0, 2, 3)),
+            self.resumed("two-half-2", "two-half-resumed", "lora", 2) | FLOAT16,
+            self.resumed("alone-half", "half-grown", "lora", 3) | FLOAT16,
             self.resumed("two-offloaded", "two-offloaded-resumed", "full", 4),
         ]
 
@@ -93,6 +96,7 @@ def run_matrix(stage: str, folder: Path) -> Ran:
         case("alone-wide", **WIDE),
         case("alone-grouped", **GROUPED),
         case("alone-autocast") | BFLOAT16,
+        case("alone-half", "lora") | FLOAT16,
         *([case("alone-members", members=2)] if stage == "reward_model" else ()),
         case("alone-zero", zero=2),  # last: a process that has met DeepSpeed keeps to it
     )

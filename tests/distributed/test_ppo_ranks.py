@@ -25,11 +25,13 @@ METHODS = {
     "lora": "{method: lora, r: 4}",
 }
 ZERO = (0, 1, 2, 3)
+HALF = "half"
+"""LoRA with products in float16."""
 STEPS = 3
 CONFIG = """\
 run: {{name: ranks, root: {root}}}
 seed: 3
-model: {{path: {base}}}
+model: {{path: {base}, compute: {compute}}}
 {trunk}
 data:
   demonstrations: {{train: {data}/demonstrations.jsonl}}
@@ -74,8 +76,9 @@ def furthest(one: RunDir, other: RunDir) -> float:
 def chain(root: Path, method: str, data: Path, base: Path) -> RunDir:
     """SFT, reward model and PPO in this process."""
     root.mkdir()
-    trunk = "trunk: {frozen_layers: 1}" if method in ("adapter", "lora") else ""
-    text = CONFIG.format(root=root, base=base, data=data, tuning=METHODS[method], trunk=trunk)
+    trunk = "trunk: {frozen_layers: 1}" if method in ("adapter", "lora", HALF) else ""
+    compute, tuning = ("float16", METHODS["lora"]) if method == HALF else ("float32", METHODS[method])
+    text = CONFIG.format(root=root, base=base, data=data, tuning=tuning, trunk=trunk, compute=compute)
     (root / "config.yaml").write_text(text)
     run = RunDir.create(load_config(root / "config.yaml"), ["test"])
     for stage in ("sft", "reward_model", "ppo"):
@@ -102,15 +105,15 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     pairs = [{"prompt": s, "chosen": " is good.", "rejected": c} for s in STARTS for c in (" is bad!", " was sad")]
     write_rows(root / "preferences.jsonl", pairs)
     write_rows(root / "prompts.jsonl", [{"prompt": s, "answer": a} for s, a in zip(STARTS, ANSWERS, strict=True)])
-    alone = {method: chain(root / method, method, root, base) for method in METHODS}
-    ranks = {(m, z): split(alone[m], root / f"{m}-zero{z}", z) for m in METHODS for z in ZERO}
+    alone = {method: chain(root / method, method, root, base) for method in (*METHODS, HALF)}
+    ranks = {(m, z): split(alone[m], root / f"{m}-zero{z}", z) for m in (*METHODS, HALF) for z in ZERO}
     codes = on_two_ranks("ppo", [run.path for run in ranks.values()], root / "log.txt")
     resumed = {}
     for (m, z), run in ranks.items():
         if codes.get(f"{m}-zero{z}") == 0:
             resumed[m, z] = RunDir(interrupted(run.path, root / f"{m}-zero{z}-again", "ppo", at=1))
     # A run of one process goes on with two, and the other way round.
-    for m in METHODS:
+    for m in (*METHODS, HALF):
         there = RunDir(interrupted(alone[m].path, root / f"{m}-spread", "ppo", at=1))
         RunDir.create(load_config(root / m / "config.yaml", [f"run.root={there.path.parent}"]), ["test"])
         resumed[m, -1] = there
@@ -171,3 +174,26 @@ def test_the_log_has_each_step_once_with_the_same_numbers(cases: Cases, method: 
         assert names == {n for n in mine if not n.startswith("time") and "per_second" not in n}
         for name in names:
             assert mine[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
+
+
+def scales(run: RunDir, role: str) -> list[float]:
+    rows = map(json.loads, (run.stage("ppo").path / "metrics.jsonl").read_text().splitlines())
+    return [row[f"{role}/loss_scale"] for row in rows if f"{role}/loss_scale" in row]
+
+
+@pytest.mark.parametrize("zero", ZERO)
+def test_products_in_float16_train_and_resume_to_the_same_bits(cases: Cases, zero: int):
+    run, resumed = cases.ranks[HALF, zero], cases.resumed[HALF, zero]
+    assert cases.codes[f"{HALF}-zero{zero}"] == cases.codes[f"{HALF}-zero{zero}-again"] == 0, cases.log[-3000:]
+    assert furthest(run, resumed) == 0
+    assert furthest(run, cases.ranks[HALF, 0]) <= 1e-6
+    for role in ("policy", "value"):
+        assert len(scales(run, role)) == STEPS
+        assert scales(run, role) == scales(resumed, role)
+    assert "lr_scheduler.step()" not in cases.log
+
+
+def test_a_run_in_float16_of_one_process_goes_on_with_two(cases: Cases):
+    assert cases.codes[f"{HALF}-spread"] == 0, cases.log[-3000:]
+    assert furthest(cases.alone[HALF], cases.resumed[HALF, -1]) <= 1e-3
+    assert 0 < furthest(cases.alone[HALF], cases.alone["lora"]) < 0.1

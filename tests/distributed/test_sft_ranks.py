@@ -92,6 +92,27 @@ def test_bfloat16_is_autocast_under_deepspeed_too(ran: Ran):
     assert found != pytest.approx(full, rel=1e-4)
 
 
+def test_float16_scales_the_loss_until_no_gradient_overflows(ran: Ran):
+    first = ran.series("alone-lora", LOSS)[:2]
+    for name in ("alone-half", "two-half-0", "two-half-2", "two-half-3"):
+        scales = ran.series(name, "sft/loss_scale")
+        left_out = [scale for scale, before in zip(scales, [65536.0, *scales], strict=False) if scale < before]
+        assert scales == sorted(scales, reverse=True)
+        assert len(ran.series(name, NORM)) == STEPS - len(left_out)
+        assert ran.series(name, LOSS)[:2] == pytest.approx(first, rel=2e-3)
+        assert ran.series(name, LOSS)[:2] != pytest.approx(first, rel=1e-6)
+    same = [ran.series(f"two-half-{zero}", LOSS) for zero in (0, 2, 3)]
+    assert same[1] == pytest.approx(same[0], rel=1e-3)
+    assert same[2] == pytest.approx(same[0], rel=1e-3)
+
+
+def test_float16_resumes_to_the_same_bits_with_its_loss_scale(ran: Ran):
+    for metric in (LOSS, "sft/loss_scale"):
+        assert ran.series("two-half-resumed", metric) == ran.series("two-half-2", metric)[SAVED:]
+    assert ran.weights("two-half-resumed") == ran.weights("two-half-2")
+    assert ran.series("half-grown", LOSS)[0] == pytest.approx(ran.series("alone-half", LOSS)[SAVED], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "whole", "told"),
     [

@@ -1,18 +1,23 @@
-"""Who is told that bfloat16 is slow."""
+"""Who is told that a type is slow."""
 
 import pytest
 import torch
 
-from stages.models.precision import emulates_bfloat16
+from stages.models.precision import emulates
 
 
 @pytest.mark.parametrize(
-    ("capability", "cuda", "emulates"),
-    [("AVX2", False, True), ("AVX512", False, False), ("DEFAULT", False, False), ("AVX2", True, False)],
+    ("capability", "cuda", "slow"),
+    [
+        ("AVX2", False, {"bfloat16", "float16"}),
+        ("AVX512", False, {"float16"}),
+        ("DEFAULT", False, {"float16"}),
+        ("AVX2", True, set()),
+    ],
 )
-def test_a_processor_with_avx2_alone_emulates_bfloat16(
-    capability: str, cuda: bool, emulates: bool, monkeypatch: pytest.MonkeyPatch
+def test_processors_emulate_float16_and_with_avx2_alone_bfloat16(
+    capability: str, cuda: bool, slow: set[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    assert emulates_bfloat16() is emulates
+    assert {compute for compute in ("float32", "bfloat16", "float16") if emulates(compute)} == slow

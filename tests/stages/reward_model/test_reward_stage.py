@@ -152,7 +152,7 @@ def test_pairs_that_are_all_too_long_are_refused(tmp_path: Path):
 
 
 def test_storage_in_bfloat16_without_its_arithmetic_is_refused():
-    with pytest.raises(ValueError, match="dtype: bfloat16 needs compute: bfloat16"):
+    with pytest.raises(ValueError, match="dtype: bfloat16 needs compute: bfloat16 or float16"):
         ModelConfig(path="m", dtype="bfloat16")
 
 
