@@ -127,7 +127,7 @@ class Trial:
         return Outcome(
             code=code if code >= 0 else 128 - code,
             seconds=seconds,
-            message=_told(printed if fault.before else self.folder.log.read_text(errors="replace")),
+            message=_told(*([] if fault.before else [self.folder.log.read_text(errors="replace")]), printed),
             tracebacks=printed.count("Traceback (most recent call last)"),
             sealed=sealed,
             kept=self.newest(every_byte=True),
@@ -190,8 +190,11 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def _told(text: str) -> str:
-    """The newest of the last lines that names an error, else the last one."""
-    last = [line.strip() for line in text.splitlines() if line.strip()][-2:]
-    named = [line for line in last if re.match(r"\[[A-Z]+\d\d\] |\w*Error: ", line)]
-    return (named or last or [""])[-1]
+def _told(*texts: str) -> str:
+    """The newest of the last lines that names an error, in the first text that has one, else the last line.
+
+    A log on a disk that is full has none, but the terminal.
+    """
+    last = [[line.strip() for line in text.splitlines() if line.strip()][-2:] for text in texts]
+    named = [line for lines in last for line in reversed(lines) if re.match(r"\[[A-Z]+\d\d\] |\w*Error: ", line)]
+    return (named or last[0][::-1] or [""])[0]
