@@ -87,10 +87,7 @@ def run_evaluation(
         context.stop.follow(0)
         context.pulse.enter("evaluation")
         completions = _completed(evaluator, builder.policy(lm), batch, context)
-        verdicts = judged(config.judge, completions)
-        rows = [{"model": name, "index": i, **row} for i, row in enumerate(completions.rows())]
-        context.tracker.samples([row | ({"judge": verdicts[i]} if verdicts else {}) for i, row in enumerate(rows)], 0)
-        table[name] = {metric: vars(estimate) for metric, estimate in _estimates(completions, verdicts).items()}
+        table[name] = _measured(name, completions, config.judge, context)
         print(f"{name}: " + "  ".join(f"{k} {v['value']:.3f}" for k, v in table[name].items()), flush=True)
     return table
 
@@ -101,6 +98,14 @@ def _completed(evaluator: Evaluator, policy: PolicyModel, batch: PromptBatch, co
     except RewardUnavailable:
         context.stop.follow(0)  # a scoring server is not waited for any longer where the stage is to end
         raise
+
+
+def _measured(name: str, completions: Completions, judge: str | None, context: StageContext) -> dict[str, Any]:
+    """The metrics of one policy, whose completions are kept."""
+    verdicts = judged(judge, completions)
+    rows = [{"model": name, "index": i, **row} for i, row in enumerate(completions.rows())]
+    context.tracker.samples([row | ({"judge": verdicts[i]} if verdicts else {}) for i, row in enumerate(rows)], 0)
+    return {metric: vars(estimate) for metric, estimate in _estimates(completions, verdicts).items()}
 
 
 def held_out_batch(held_out: PromptSet, skip: int, count: int) -> PromptBatch:

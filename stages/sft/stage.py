@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig as TRLArguments
 from trl import SFTTrainer
 
@@ -93,6 +95,16 @@ def run_sft(
     before = held_out.measure(trainer, policy, stops, "before")
     supervision.train(trainer)
     after = held_out.measure(trainer, policy, stops, "after")
+    final = _published(policy, tokenizer, roles, context)
+    started = {f"{name}_before": before[name] for name in ("eval_loss", "accuracy") if name in before}
+    headline = started | after | {"steps": trainer.state.global_step, "rows": len(train_set)}
+    return StageResult(final, is_adapter(final), headline, counts)
+
+
+def _published(
+    policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, roles: Roles, context: StageContext
+) -> Path:
+    """Where rank 0 has written the policy; all ranks have taken part."""
     final = context.folder / "final"
     context.pulse.enter("publishing")
     with context.world.together(InputError):
@@ -102,9 +114,7 @@ def run_sft(
                 policy.generation_config.save_pretrained(aside)
         else:
             publish(policy, tokenizer, None, roles)
-    started = {f"{name}_before": before[name] for name in ("eval_loss", "accuracy") if name in before}
-    headline = started | after | {"steps": trainer.state.global_step, "rows": len(train_set)}
-    return StageResult(final, is_adapter(final), headline, counts)
+    return final
 
 
 def _tell_absent_labels(rows: list[dict[str, Any]], config: SFTConfig, path: Path) -> None:
