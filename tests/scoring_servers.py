@@ -52,10 +52,11 @@ def lengths(body: dict[str, Any]) -> list[float]:
 
 
 def answer(content: object = None, status: int = 200, kind: str = "application/json", **headers: str) -> Behaviour:
-    """Answer with that content, as JSON if it is no text; by default with the scores."""
+    """Answer with that content, or what it makes of the request, as JSON if it is no text; by default the scores."""
 
     def behave(handler: Handler) -> None:
         said = {"scores": lengths(handler.body)} if content is None else content
+        said = said(handler.body) if callable(said) else said
         body = (said if isinstance(said, str) else json.dumps(said)).encode()
         handler.send_response(status)
         handler.send_header("content-type", kind)
@@ -84,11 +85,18 @@ def raw(*parts: bytes, pause: float = 0.0) -> Behaviour:
     return behave
 
 
+def leaving(handler: Handler) -> None:
+    """Answer as agreed, and listen no more."""
+    handler.server.shutdown()
+    handler.server.server_close()
+    answer()(handler)
+
+
 @contextmanager
-def serving(*behaviours: Behaviour, certificate: Path | None = None) -> Iterator[Seen]:
-    """A server on a free port of this machine, by TLS with a `certificate` (key in the same file)."""
+def serving(*behaviours: Behaviour, certificate: Path | None = None, port: int = 0) -> Iterator[Seen]:
+    """A server on a port of this machine, 0 = any free one, by TLS with a `certificate` (key in the same file)."""
     handler = type("OneServer", (Handler,), {"behaviours": list(behaviours) or [answer()]})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads = True
     server.handle_error = lambda *unused: None
     if certificate:

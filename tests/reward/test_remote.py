@@ -12,9 +12,9 @@ from reward.remote import RemoteScorer, Waiting
 from reward.remote_config import RemoteConfig
 from stages.redaction import secrets_of
 from tests.scoring_servers import Seen, answer, raw, self_signed, serving
+from tests.server_faults import NO_ANSWERS, NOT_FINITE, PASSING, SLOW
 
 PROMPTS, COMPLETIONS = ["a", "b", "c"], ["x", "yy", ""]
-HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 TOKEN = "token-of-the-test-01234567"
 
 
@@ -113,49 +113,23 @@ def test_this_machine_may_be_asked_unencrypted(url: str):
     assert RemoteConfig(url="http://10.0.0.7/", allow_http=True).allow_http
 
 
-NO_ANSWERS = {
-    "html": (answer("<html>sign in</html>", kind="text/html"), "REW08", "answered with 'text/html', expected"),
-    "no json": (answer("scores: 1, 2, 3"), "REW08", "'scores: 1, 2, 3', which is no JSON"),
-    "deep json": (answer("[" * 100_000), "REW08", "which is no JSON"),
-    "other shape": (answer([1.0, 2.0, 3.0]), "REW08", "expected {'scores': [...]}"),
-    "no list": (answer({"scores": 3.0}), "REW08", "expected {'scores': [...]}"),
-    "wrong count": (answer({"scores": [1.0]}), "REW01", "1 scores for 3 completions"),
-    "word": (answer({"scores": [1.0, "2", 3.0]}), "REW02", "gave '2' for sample 1 (prompt 'b', completion 'yy')"),
-    "true": (answer({"scores": [1.0, True, 3.0]}), "REW02", "expected a number, found bool"),
-    "null": (answer({"scores": [1.0, None, 3.0]}), "REW02", "expected a number, found NoneType"),
-    "too large": (answer({"scores": [1.0, 1e7, 3.0]}), "REW02", "above the limit 1e+06"),
-    "redirect": (answer("", status=302, location="http://127.0.0.1:9/"), "REW07", "a redirect to http://127.0.0.1:9/"),
-    "not there": (answer("<h1>Not\tFound</h1>", status=404, kind="text/html"), "REW07", "404: <h1>Not Found</h1>"),
-    "bad request": (answer({"detail": "no\nlabel"}, status=422), "REW07", "answered 422: no label"),
-    "no content": (answer("", status=204), "REW07", "answered 204"),
-    "compressed": (answer(content_encoding="gzip"), "REW08", "answered compressed"),
-    "another request": (answer(x_request_id="1"), "REW08", "another request"),
-    "huge": (raw(HEAD + b"content-length: 9999999999\r\n\r\n", *[b"9" * 60_000] * 40), "REW08", "(1,048,576)"),
-}
-
-
 @pytest.mark.parametrize("fault", NO_ANSWERS)
 def test_what_is_no_answer_is_refused_at_once_with_the_reason(fault: str):
-    behaviour, code, told = NO_ANSWERS[fault]
-    with serving(behaviour) as seen:
+    expected = NO_ANSWERS[fault]
+    with serving(expected.behaviour) as seen:
         error = refusal(seen, retries=3)
-    assert (error.code, len(seen.bodies)) == (code, 1)
-    assert told in error.problem
+    assert (error.code, len(seen.bodies)) == (expected.code, 1)
+    assert expected.told in error.problem
     assert len(str(error)) < 600
     assert str(error).isprintable()
 
 
-@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999"])
+@pytest.mark.parametrize("value", NOT_FINITE)
 def test_a_number_that_is_none_is_told_as_that_of_a_function_is(value: str):
-    with serving(answer(f'{{"scores": [0.0, {value}, 0.0]}}')) as seen, pytest.raises(NonFiniteScore, match="sample 1"):
+    fault = NOT_FINITE[value]
+    with serving(fault.behaviour) as seen, pytest.raises(NonFiniteScore) as error:
         scores(config(seen))
-
-
-SLOW = {
-    "slow body": raw(HEAD + b"\r\n", *[b" "] * 100, pause=0.05),
-    "slow head": raw(*[b"H"] * 100, pause=0.05),
-    "silence": raw(b"", pause=2.0),
-}
+    assert fault.told in error.value.problem
 
 
 @pytest.mark.parametrize("fault", SLOW)
@@ -168,23 +142,14 @@ def test_a_slow_server_is_given_up_after_the_time_for_the_whole_exchange(fault: 
     assert "no answer within 0.3 s" in error.problem
 
 
-PASSING = {
-    "500": answer("broken", status=500),
-    "503": answer({"error": {"message": "loading"}}, status=503),
-    "429": answer("", status=429),
-    "408": answer("", status=408),
-    "cut": raw(HEAD + b"content-length: 100\r\n\r\n", b'{"scores": [1.0'),
-    "closed": raw(b""),
-    "rubbish": raw(b"SSH-2.0-OpenSSH_9.6\r\n"),
-}
-
-
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_may_pass_is_tried_again_with_one_line_each(fault: str):
     lines: list[str] = []
-    with serving(PASSING[fault], PASSING[fault], answer()) as seen:
+    behaviour = PASSING[fault].behaviour
+    with serving(behaviour, behaviour, answer()) as seen:
         assert scores(config(seen, retries=2), Waiting(tell=lines.append)) == [1.0, 2.0, 0.0]
     assert [line.partition("; ")[2] for line in lines] == ["try 2 of 3 in 0.01 s", "try 3 of 3 in 0.02 s", ""]
+    assert all(PASSING[fault].told in line for line in lines[:2])
     assert lines[2] == f"remote: {seen.address} answers again, after 0 s"
     assert seen.bodies[0] == seen.bodies[1] == seen.bodies[2]
 
