@@ -20,12 +20,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from stages.base import InputError
 from stages.redaction import redactor
 
 UPLOAD_SECONDS = 60.0
 """Seconds in which a request has to be here."""
+GONE = "nobody waits for the answer"
 _SHOWN = 300
 _CONCURRENT = 64
 """Requests at a time; further ones are answered with 503, which clients try again."""
@@ -81,7 +83,7 @@ class RewardService:
         prompts = [p if isinstance(p, str) else [m.model_dump() for m in p] for p in pairs.prompts]
         async with self._turn:
             if await request.is_disconnected():
-                raise Refused(499, "nobody waits for the answer")
+                raise Refused(499, GONE)
             begun = time.perf_counter()
             try:
                 scores = await run_in_threadpool(self.score, prompts, pairs.completions)
@@ -109,6 +111,8 @@ class RewardService:
                     found += part
                     if len(found) > self.max_bytes:
                         raise Refused(413, f"a request may have {self.max_bytes:,} bytes", {"connection": "close"})
+        except ClientDisconnect as error:
+            raise Refused(499, GONE) from error
         except TimeoutError as error:
             raise Refused(408, f"the request was not here after {UPLOAD_SECONDS:g} s") from error
         return bytes(found)

@@ -107,14 +107,33 @@ def test_whoever_has_left_is_not_scored():
     assert scored == ["first", "last"]
 
 
-def test_a_request_that_is_not_here_in_time_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reward_server, "UPLOAD_SECONDS", 0.2)
-    with (
-        serving(lengths) as address,
-        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=10) as caller,
-    ):
+@contextmanager
+def begun_request(address: str) -> Iterator[socket.socket]:
+    """A connection over which the first byte of 100 was sent."""
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=10) as caller:
         head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
         caller.sendall(f"POST /score HTTP/1.1\r\nhost: x\r\n{head}content-length: 100\r\n\r\n{{".encode())
+        yield caller
+
+
+def test_a_request_that_is_broken_off_is_no_failure_of_the_server(capsys: pytest.CaptureFixture):
+    printed = []
+    with serving(lengths) as address:
+        with begun_request(address):
+            time.sleep(0.2)  # so that the server is reading when the caller leaves
+        for _ in range(100):
+            printed += capsys.readouterr()
+            if "refused with 499" in "".join(printed):
+                break
+            time.sleep(0.05)
+        assert post(address, pairs("good")).json() == {"scores": [4.0]}
+    assert "refused with 499" in "".join(printed)
+    assert "Traceback" not in "".join([*printed, *capsys.readouterr()])
+
+
+def test_a_request_that_is_not_here_in_time_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reward_server, "UPLOAD_SECONDS", 0.2)
+    with serving(lengths) as address, begun_request(address) as caller:
         assert caller.recv(64).startswith(b"HTTP/1.1 408 ")
 
 
