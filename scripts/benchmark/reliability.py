@@ -34,12 +34,28 @@ from scripts.benchmark.reliability_rows import (
     saver,
     secrets,
     servers,
+    serving,
     signals,
     storage,
 )
 from scripts.benchmark.scoreboard import Figure, Row, keep, kept
 
-MODULES = (kills, saver, damage, resume, signals, storage, drift, divergence, rewards, servers, hang, hostile, secrets)
+MODULES = (
+    kills,
+    saver,
+    damage,
+    resume,
+    signals,
+    storage,
+    drift,
+    divergence,
+    rewards,
+    servers,
+    serving,
+    hang,
+    hostile,
+    secrets,
+)
 _FOUND = [item for module in MODULES for item in module.ROWS.items()]
 ROWS: Mapping[str, Row] = dict(sorted(_FOUND, key=lambda item: int(item[0][1:])))
 DOCUMENT = Path("docs/reliability.md")

@@ -17,6 +17,7 @@ import pytest
 
 from pipeline import reward_server
 from pipeline.reward_server import RewardService, web_server
+from scripts.benchmark.request_fuzz import spoilt_body, strange_body
 
 TOKEN = "5e4d7c1b" * 8
 HEADERS = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
@@ -154,20 +155,10 @@ def test_a_score_that_is_none_is_never_answered(score: Any, told: str, capsys: p
 
 def test_no_request_breaks_it():
     source, good = random.Random(0), json.dumps(pairs("a", "b")).encode()
-
-    def spoilt() -> bytes:
-        body = bytearray(good)
-        for _ in range(source.randrange(1, 6)):
-            at = source.randrange(len(body))
-            body[at : at + source.randrange(4)] = source.randbytes(source.randrange(4))
-        return bytes(body) * source.choice((1, 1, 1, 2, 100))
-
-    values = [None, 1, "a", [], {}, [[]], ["a"], ["a"] * 9, [None], "[" * 3000, {"a": [1]}, [{"role": "a"}], 1e400]
     with serving(lengths) as address, httpx2.Client(trust_env=False, headers=HEADERS) as client:
         found: dict[int, int] = {}
         for number in range(200):
-            asked = {name: source.choice(values) for name in ("prompts", "completions", "columns")}
-            body = spoilt() if number % 2 else json.dumps(asked).encode()
+            body = spoilt_body(source, good) if number % 2 else strange_body(source)
             status = client.post(f"{address}/score", content=body).status_code
             found[status] = found.get(status, 0) + 1
         assert found.keys() <= {200, 400, 413, 422}

@@ -1,20 +1,15 @@
 """`rlhf serve-reward` as a process of its own: who may ask what, and PPO that is driven by it while it is killed."""
 
 import json
-import os
-import re
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
 import pytest
 import torch
 
@@ -34,10 +29,9 @@ from stages.render import Rendered, Renderer, collate
 from stages.reward_model.config import RewardModelConfig
 from stages.reward_model.stage import run_reward_model
 from tests.scoring_servers import self_signed
+from tests.served_rewards import ENVIRONMENT, TOKEN, Server, command, served
 from tests.toy_models import context, save_toy, write_rows
 
-TOKEN = "5e4d7c1b" * 8
-ENVIRONMENT = {**os.environ, "SCORER_TOKEN": TOKEN, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 STARTS = ("the film", "a plot", "my seat", "this cast")
 PAIRS = (["the film", "a plot", "my seat"], [" is good.", " is bad!", ""])
 CONFIG = """\
@@ -65,58 +59,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_reward_model(config, ModelConfig(path=str(base)), preferences, None, None, services, [])
     write_rows(folder / "prompts.jsonl", [{"prompt": s} for s in STARTS])
     return folder
-
-
-@dataclass
-class Server:
-    """A running `rlhf serve-reward`."""
-
-    process: subprocess.Popen
-    url: str
-    model: str
-    certificate: str | None = None
-
-    @property
-    def trusted(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=self.certificate)
-
-    @property
-    def port(self) -> str:
-        return re.search(r":(\d+)/", self.url)[1]
-
-    def post(self, content: object, **headers: str) -> httpx2.Response:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        given = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
-        return self.request("POST", self.url, content=body, headers=given | headers)
-
-    def request(self, method: str, url: str, **rest: object) -> httpx2.Response:
-        return httpx2.request(method, url, verify=self.trusted, timeout=30, trust_env=False, **rest)
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
-
-
-@contextmanager
-def served(final: Path, *options: object) -> Iterator[Server]:
-    process = subprocess.Popen(
-        command("serve-reward", final, *options),
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        told = []
-        while not told or not told[-1].startswith("remote: {url: "):
-            told.append(process.stdout.readline())
-            assert told[-1], "".join(told)
-        named = re.search(r"model (\w+), with token", told[-2])
-        yield Server(process, re.search(r"url: (\S+)}", told[-1])[1], named[1])
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,8 @@ def measure(work: Path, quick: bool) -> Figure:
     tiny_files.model(work / "tiny")
     wrong, scored = _train(work, met, trained)
     summary = (
-        f"{len(faults) - len(asked.bad)}/{len(faults)} asked alone, {len(met) - len(trained.bad)}/{len(met)} during PPO; "
+        f"{len(faults) - len(asked.bad)}/{len(faults)} asked alone, "
+        f"{len(met) - len(trained.bad)}/{len(met)} during PPO; "
         f"{wrong} wrong of {scored} rewards; given up after {asked.slowest:.1f} s at most (allowed {DEADLINE:g})"
     )
     detail = {"asked": vars(asked), "trained": vars(trained)}
@@ -80,9 +81,7 @@ def _ask(name: str, fault: Fault, found: Found) -> None:
     right, refusal = [1.0, 2.0, 0.0], answered.pop(1)
     as_promised = {
         f"scores {answered}": all(scores == right for scores in answered),
-        f"told {refusal}": isinstance(refusal, RewardError)
-        and refusal.code == fault.code
-        and fault.told in str(refusal),
+        f"told {refusal}": getattr(refusal, "code", "") == fault.code and fault.told in str(refusal),
         f"took {seconds:.1f} s": seconds < DEADLINE + ALLOWED,
     }
     if not all(as_promised.values()):
@@ -122,16 +121,15 @@ def _train(work: Path, faults: dict[str, Fault], found: Found) -> tuple[int, int
         last = _rlhf(_config(work, "cut", seen, steps))
     stages = [work / "runs" / name / "ppo" for name in ("whole", "cut")]
     if (whole.returncode, last.returncode) != (0, 0) or _result(stages[0]) != _result(stages[1]):
-        found.bad["at the end"] = (
-            f"other results, exit codes {whole.returncode} and {last.returncode}: {last.stdout[-500:]}"
-        )
+        codes = f"exit codes {whole.returncode} and {last.returncode}"
+        found.bad["at the end"] = f"other results, {codes}: {last.stdout[-500:]}"
     samples = rows(stages[1] / "samples.jsonl")
     return sum(row["terms"]["remote"] != len(row["completion"]) for row in samples), len(samples)
 
 
 def _judge(name: str, fault: Fault, seen: Seen, done: subprocess.CompletedProcess, found: Found) -> None:
     """Look at a training that met a fault in its second iteration."""
-    seconds = time.monotonic() - seen.times[2 if fault is not AWAY else 1]
+    seconds = time.monotonic() - seen.times[1 if fault is AWAY else 2]
     expected = {
         "the message": f"[{fault.code}] remote" in done.stdout and fault.told in done.stdout,
         f"exit code {fault.exit_code}": done.returncode == fault.exit_code,
