@@ -165,7 +165,7 @@ def _result(stage: Path) -> tuple[str, list[dict], list[dict]]:
 ROWS: dict[str, Row] = {
     "R22": Row(
         "a scoring server that fails, lies or stalls is told within the deadline, and no wrong reward is used",
-        "all of at least 10 faults, asked alone and during PPO; 0 wrong rewards; the same bits once it is back",
+        f"all of at least 10 faults, within the deadline + {ALLOWED} s; 0 wrong rewards; the same bits once it is back",
         measure,
     )
 }
