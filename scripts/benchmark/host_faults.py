@@ -123,7 +123,7 @@ def row(fault: Fault, seen: Outcome, work: Path) -> str:
 
 def measure(names: list[str], stage: str, work: Path) -> int:
     """Print the table; the number of promises that were not kept."""
-    sizes = {"few": len(names) + 4, "many": 10 * len(names) + 20}
+    sizes = {"few": 4 * len(names) + 4, "many": 10 * len(names) + 20}
     settings = tuple(setting.format(**sizes) for setting in STAGES[stage])
     missed = []
     with two_hosts(work) as hosts:
