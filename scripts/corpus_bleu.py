@@ -3,7 +3,8 @@
     python scripts/corpus_bleu.py runs/unscramble_rouge --reference sentence
 
 Reads the completions of the run's evaluation and the reference column of its held-out prompts. Intervals are 95 %:
-1000 bootstrap resamples of the completions for BLEU, Wilson's for matches, 1.96 standard errors for ROUGE-L.
+1000 bootstrap resamples of the completions for BLEU, Wilson's for matches, 1.96 standard errors for ROUGE-L. What PPO
+changed is judged on pairs of completions of the same prompt: BLEU by 10,000 random exchanges within pairs.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
+from sacrebleu.significance import PairedTest
 
 from pipeline.config_loading import load_config
 from stages.reward_model.quality import wilson
@@ -45,14 +47,35 @@ class Scored:
         return Scored(len(rouge), bleu.score, half, float(np.mean(rouge)), error, same.value, (same.low, same.high))
 
 
-def by_policy(run: Path, reference: str) -> dict[str, Scored]:
-    """The figures of each policy that the run's evaluation sampled from."""
-    prompts = load_config(run / "config.yaml").data.prompts.eval
-    wanted = {row["prompt"]: row[reference].strip() for row in _rows(Path(prompts))}
-    texts: dict[str, list[tuple[str, str]]] = {}
-    for row in _rows(run / "evaluation" / "samples.jsonl"):
-        texts.setdefault(row["model"], []).append((row["completion"].strip(), wanted[row["prompt"]]))
-    return {model: Scored.of(*zip(*pairs, strict=True)) for model, pairs in texts.items()}
+@dataclass(frozen=True)
+class Texts:
+    """What the policies wrote for the same prompts, and what was wanted."""
+
+    references: list[str]
+    completions: dict[str, list[str]]
+    """By policy, in the order of the references."""
+
+    @staticmethod
+    def of(run: Path, reference: str) -> "Texts":
+        """Those of the run's evaluation."""
+        prompts = load_config(run / "config.yaml").data.prompts.eval
+        wanted = {row["prompt"]: row[reference].strip() for row in _rows(Path(prompts))}
+        written: dict[str, dict[str, str]] = {}
+        for row in _rows(run / "evaluation" / "samples.jsonl"):
+            written.setdefault(row["model"], {})[row["prompt"]] = row["completion"].strip()
+        order = sorted(next(iter(written.values())))
+        completions = {model: [texts[prompt] for prompt in order] for model, texts in written.items()}
+        return Texts([wanted[prompt] for prompt in order], completions)
+
+    def scored(self) -> dict[str, Scored]:
+        """The figures of each policy."""
+        return {model: Scored.of(texts, self.references) for model, texts in self.completions.items()}
+
+    def p_value(self, before: str, after: str) -> float:
+        """How often a difference in corpus BLEU as large as theirs comes of exchanging their completions at random."""
+        systems = [(name, self.completions[name]) for name in (before, after)]
+        _, found = PairedTest(systems, {"BLEU": BLEU(references=[self.references])}, None, "ar")()
+        return next(results for results in found.values() if not isinstance(results[0], str))[1].p_value
 
 
 def _rows(path: Path) -> list[dict]:
@@ -65,12 +88,15 @@ def main() -> None:
     parser.add_argument("--reference", required=True, help="column of the held-out prompts with what is wanted")
     arguments = parser.parse_args()
     print("| policy | corpus BLEU | ROUGE-L | exact |\n|---|---|---|---|")
-    for model, s in by_policy(arguments.run, arguments.reference).items():
+    texts = Texts.of(arguments.run, arguments.reference)
+    for model, s in texts.scored().items():
         low, high = s.matches_interval
         print(
             f"| {model} | {s.bleu:.1f} ± {s.bleu_interval:.1f} | {s.rouge:.3f} ± {s.rouge_interval:.3f} "
             f"| {s.matches:.1%} [{low:.1%}, {high:.1%}] |"
         )
+    if {"sft", "ppo"} <= texts.completions.keys():
+        print(f"\nppo and sft differ in BLEU: p = {texts.p_value('sft', 'ppo'):.4f}")
 
 
 if __name__ == "__main__":

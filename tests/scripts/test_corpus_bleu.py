@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.corpus_bleu import Scored, by_policy
+from scripts.corpus_bleu import Scored, Texts
 
 REFERENCES = ["the cat sat on a mat", "a dog was here today"]
 
@@ -39,6 +39,18 @@ def test_completions_are_compared_with_the_sentence_of_their_prompt(tmp_path: Pa
     samples += [{"model": "sft", "prompt": "p0", "completion": " no"}]
     samples += [{"model": "ppo", "prompt": f"p{i}", "completion": f" {text}"} for i, text in enumerate(REFERENCES)]
     (run / "evaluation" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
-    found = by_policy(run, "sentence")
+    found = Texts.of(run, "sentence").scored()
     assert found["sft"].matches == 0.5
     assert found["ppo"].matches == 1
+
+
+def test_only_a_difference_that_chance_hardly_makes_has_a_small_p_value():
+    wanted = [
+        f"the {thing} sat on a {place}" for thing in ("cat", "dog", "man") for place in ("mat", "bed", "log", "box")
+    ]
+    wrong = ["mat a on sat cat the"] * len(wanted)
+    mixed = [right if i % 2 else other for i, (right, other) in enumerate(zip(wanted, wrong, strict=True))]
+    swapped = [other if i % 2 else right for i, (right, other) in enumerate(zip(wanted, wrong, strict=True))]
+    texts = Texts(wanted, {"good": wanted, "bad": wrong, "mixed": mixed, "swapped": swapped})
+    assert texts.p_value("bad", "good") < 0.01
+    assert texts.p_value("mixed", "swapped") > 0.05
