@@ -22,6 +22,7 @@ STEPS_SHOWN = 6
 PER_STEP = 3
 SCORED = (("score", 2), ("kl", 2), ("length", 0), ("judge", 2))
 UNITS = {"kl": "KL", "length": "tokens"}
+CHAIN = {"sft": "supervised fine-tuning", "reward_model": "reward model", "ppo": "PPO"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def _render(record: RunRecord) -> str:
     measured = record.stages["reward_model"].report
     return environment.get_template("page.html.jinja").render(
         record=record,
+        chain=" → ".join(name for stage, name in CHAIN.items() if section(record.config, stage).get("enabled", True)),
         columns=table.columns(record.results),
         rows=table.rows(record.results),
         prompts=max((_count(metrics) for metrics in section(record.results, "models").values()), default=0),

@@ -146,6 +146,13 @@ def test_the_page_says_what_was_run(full: Path) -> None:
     assert "seed: 7" in page(full).split("<details>")[1]
 
 
+def test_the_page_names_the_stages_that_the_run_has(full: Path) -> None:
+    assert "supervised fine-tuning → reward model → PPO" in write_report(full).read_text()
+    config = full / "config.yaml"
+    config.write_text(config.read_text() + "reward_model: {enabled: false}\n")
+    assert "supervised fine-tuning → PPO" in write_report(full).read_text()
+
+
 def test_each_stage_that_logged_something_gets_its_figures(full: Path) -> None:
     record = read_run(full)
     titles = {name: [plot.title for plot in stage_plots(stage)] for name, stage in record.stages.items()}
