@@ -19,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from pipeline.checkpoints import CheckpointManager
 from pipeline.hashing import files_of, sha256_file
 from stages.base import StageContext
+from stages.models.config import ModelConfig
 from stages.sft.config import SFTConfig
 from stages.supervision import Supervision
 
@@ -66,7 +67,8 @@ def _supervised(options: argparse.Namespace) -> tuple[Trainer, str | None]:
     """The same training under what our stages add; where it went on from."""
     store = CheckpointManager(options.folder / "checkpoints", options.keep)
     found = store.latest()
-    supervision = Supervision(StageContext(options.folder, NoTracker(), store, 0), "sft", SFTConfig())
+    context, model = StageContext(options.folder, NoTracker(), store, 0), ModelConfig(path="random weights")
+    supervision = Supervision(context, "sft", SFTConfig(), model)
     training = trainer(options.folder / ".trainer", options.steps, options.keep)
     for callback in supervision.callbacks({}, ()):
         training.add_callback(callback)

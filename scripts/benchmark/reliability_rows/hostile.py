@@ -202,12 +202,14 @@ def _names_and_configs(work: Path, good: Path) -> Iterator[Trial]:
 
 def _checkpoints(work: Path) -> Iterator[Trial]:
     """Checkpoints that an attacker sealed, as the stages open them."""
+    from stages.models.config import ModelConfig
     from stages.ppo.state import load_state
     from stages.sft.config import SFTConfig
     from stages.supervision import Supervision
 
     def resuming(context: StageContext) -> Callable[[], None]:
-        return partial(Supervision(context, "sft", SFTConfig()).train, tiny_files.trainer(context))
+        supervision = Supervision(context, "sft", SFTConfig(), ModelConfig(path="random weights"))
+        return partial(supervision.train, tiny_files.trainer(context))
 
     for name, archive in {
         "optimizer.pt": True,
