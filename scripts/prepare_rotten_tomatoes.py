@@ -15,7 +15,8 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file, Python looks for modules beside it and not in the repository
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.prepare_imdb import Review, clean, prepare, untokenise
+from scripts.data_files import prepare
+from scripts.reviews import Review, clean, untokenise
 
 HELD_OUT = 500
 SOURCE = "rotten_tomatoes"

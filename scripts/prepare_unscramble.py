@@ -15,8 +15,9 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file, Python looks for modules beside it and not in the repository
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.prepare_imdb import SENTENCE_END, Review, acceptable, prepare
+from scripts.data_files import prepare
 from scripts.prepare_rotten_tomatoes import read_snippets
+from scripts.reviews import SENTENCE_END, Review, acceptable
 
 HELD_OUT = 512
 DEMONSTRATIONS = 0.6

