@@ -16,7 +16,7 @@ from stages.batch_split import BatchSplit
 from stages.deepspeed_config import DeepSpeedConfig
 from stages.deepspeed_json import deepspeed_json, zero_stage
 from stages.deepspeed_start import join_ranks, limit_waiting
-from stages.deepspeed_steps import backward_scaled, step_nothing
+from stages.deepspeed_steps import backward_scaled
 from stages.engine import TorchEngine, TorchEngines
 from stages.loss_scale import LossScale
 
@@ -98,9 +98,7 @@ class DeepSpeedEngine(TorchEngine):
         return zero_state.gradient_norm(self._engine.optimizer) / scale
 
     def step(self) -> None:
-        if self._left_out:
-            step_nothing(self._engine)
-        else:
+        if not self._left_out:
             self._engine.step()
         self._scheduler.step()
 

@@ -38,8 +38,6 @@ class DeepSpeedSteps(DeepSpeedEngineWrapper):
         self.engine.step()
         left_out = self.engine.optimizer.overflow
         self.engine.optimizer.overflow = False  # else accelerate would hold back the schedule
-        if left_out:
-            step_nothing(self.engine)
         return math.nan if left_out else float(self.engine.get_global_grad_norm())
 
     def _whole_step(self) -> float:
@@ -49,16 +47,9 @@ class DeepSpeedSteps(DeepSpeedEngineWrapper):
         norm = float(nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm):
             self.engine.zero_grad()
-            step_nothing(self.engine)
             return math.nan
         self.engine.step()
         return norm
-
-
-def step_nothing(engine: Any) -> None:
-    """AdamW's step without gradients, which changes nothing; without one torch warns of the schedule."""
-    optimizer = engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
-    optimizer.step()
 
 
 def backward_scaled(engine: Any, loss: Tensor, loss_scale: LossScale | None, **kwargs: Any) -> None:

@@ -13,3 +13,4 @@ def quiet_libraries() -> None:
     if "datasets" in sys.modules:  # PPO does without it, and without the 90 MB that importing it takes
         sys.modules["datasets"].disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)`")  # the first step may be left out

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -74,6 +75,10 @@ def forget_gradients(zero: object) -> None:
     """Drop what has been accumulated since the last step."""
     zero.zero_grad(set_to_none=True)
     zero.averaged_gradients = {}
+    if getattr(zero, "cpu_offload", False):  # ZeRO 1 and 2 add to what is in CPU memory but after a step of their own
+        zero.micro_step_id = INITIAL_MICRO_STEP_ID
+        zero._offload_accumulated_param_ids = set()
+        zero.reset_cpu_buffers()
 
 
 @contextmanager

@@ -59,6 +59,8 @@ class Cases:
     alone: dict[str, RunDir]
     ranks: dict[tuple[str, int], RunDir]
     resumed: dict[tuple[str, int], RunDir]
+    left_out: dict[str, RunDir]
+    """Of two ranks, where gradients are computed and then left out."""
     codes: dict[str, int]
     log: str
 
@@ -86,12 +88,12 @@ def chain(root: Path, method: str, data: Path, base: Path) -> RunDir:
     return run
 
 
-def split(alone: RunDir, root: Path, stage: int, copied: tuple[str, ...] = ("sft", "reward_model")) -> RunDir:
-    """The same run before its PPO stage, to be run under ZeRO."""
+def split(alone: RunDir, root: Path, stage: int, *more: str) -> RunDir:
+    """The same run before its PPO stage, to be run under ZeRO, with `more` overrides."""
     root.mkdir(exist_ok=True)
     config = alone.path.parent / "config.yaml"
-    run = RunDir.create(load_config(config, [f"run.root={root}", f"deepspeed.zero_stage={stage}"]), ["test"])
-    for name in copied:
+    run = RunDir.create(load_config(config, [f"run.root={root}", f"deepspeed.zero_stage={stage}", *more]), ["test"])
+    for name in ("sft", "reward_model"):
         shutil.copytree(alone.stage(name).path, run.stage(name).path)
     return run
 
@@ -107,7 +109,13 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     write_rows(root / "prompts.jsonl", [{"prompt": s, "answer": a} for s, a in zip(STARTS, ANSWERS, strict=True)])
     alone = {method: chain(root / method, method, root, base) for method in (*METHODS, HALF)}
     ranks = {(m, z): split(alone[m], root / f"{m}-zero{z}", z) for m in (*METHODS, HALF) for z in ZERO}
-    codes = on_two_ranks("ppo", [run.path for run in ranks.values()], root / "log.txt")
+    offload, early = "deepspeed.offload_optimizer=true", "ppo.target_kl=1e-6"
+    left_out = {
+        "half offloaded": split(alone[HALF], root / "half-offloaded", 2, offload),
+        "early": split(alone["lora"], root / "early", 2, early),
+        "early offloaded": split(alone["lora"], root / "early-offloaded", 2, early, offload),
+    }
+    codes = on_two_ranks("ppo", [run.path for run in (*ranks.values(), *left_out.values())], root / "log.txt")
     resumed = {}
     for (m, z), run in ranks.items():
         if codes.get(f"{m}-zero{z}") == 0:
@@ -118,7 +126,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
         RunDir.create(load_config(root / m / "config.yaml", [f"run.root={there.path.parent}"]), ["test"])
         resumed[m, -1] = there
     codes |= on_two_ranks("ppo", [run.path for run in resumed.values()], root / "log-again.txt")
-    return Cases(alone, ranks, resumed, codes, (root / "log.txt").read_text() + (root / "log-again.txt").read_text())
+    return Cases(
+        alone, ranks, resumed, left_out, codes, (root / "log.txt").read_text() + (root / "log-again.txt").read_text()
+    )
 
 
 ALL = [(m, z) for m in METHODS for z in ZERO]
@@ -197,3 +207,11 @@ def test_a_run_in_float16_of_one_process_goes_on_with_two(cases: Cases):
     assert cases.codes[f"{HALF}-spread"] == 0, cases.log[-3000:]
     assert furthest(cases.alone[HALF], cases.resumed[HALF, -1]) <= 1e-3
     assert 0 < furthest(cases.alone[HALF], cases.alone["lora"]) < 0.1
+
+
+def test_gradients_that_are_left_out_leave_nothing_behind_in_cpu_memory(cases: Cases):
+    assert {cases.codes[name] for name in ("half-offloaded", "early", "early-offloaded")} == {0}, cases.log[-3000:]
+    assert scales(cases.left_out["half offloaded"], "policy") == scales(cases.ranks[HALF, 2], "policy")
+    assert furthest(cases.left_out["half offloaded"], cases.ranks[HALF, 2]) <= 1e-6
+    assert furthest(cases.left_out["early offloaded"], cases.left_out["early"]) <= 1e-6
+    assert furthest(cases.left_out["early"], cases.ranks["lora", 2]) > 1e-4
