@@ -94,6 +94,7 @@ def _serve(
     scorer = TextScorer.load(model.term, _computed_in_its_run(model.final), model.trust_remote_code)
     service = RewardService(scorer, name, token, limits.pairs, limits.bytes)
     host, port = listening.getsockname()[:2]
+    listening.listen()  # before it is told where: whoever asks at once waits, instead of finding nobody
     address = f"{'https' if certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/score"
     print(
         f"serving {model.final}, model {name}, {'with' if token else 'without'} token\nremote: {{url: {address}}}",

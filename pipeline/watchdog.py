@@ -4,6 +4,7 @@ A thread of the stage sees its own pulse, which suffices as long as Python runs.
 process or C code that keeps the interpreter to itself, `rlhf run` sees in the file to which that thread copies it.
 """
 
+import ctypes
 import faulthandler
 import json
 import os
@@ -183,9 +184,18 @@ def end_with_stacks(child: subprocess.Popen) -> None:
     """Let a child print its stacks and die; a stopped one has to go on for that."""
     with suppress(AttributeError, OSError):  # Linux only: a core file could be as large as the models
         resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
-    child.send_signal(signal.SIGABRT)
-    child.send_signal(signal.SIGCONT)
+    if child.poll() is None:
+        _abort_where_it_is(child.pid)
+        child.send_signal(signal.SIGCONT)
     try:
         child.wait(_DYING)
     except subprocess.TimeoutExpired:
         child.kill()
+
+
+def _abort_where_it_is(pid: int) -> None:
+    """SIGABRT for the main thread: any other could take it in a process that goes on, and this one would run ahead."""
+    try:
+        ctypes.CDLL(None).tgkill(pid, pid, signal.SIGABRT)
+    except AttributeError:  # Linux only
+        os.kill(pid, signal.SIGABRT)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import uvicorn
 
 from pipeline import serve_reward
 from reward.config import RewardTerm
@@ -183,6 +184,23 @@ def test_what_cannot_be_served_safely_is_refused_before_a_model_is_loaded(
 def test_a_port_that_is_taken_is_refused(server: Server):
     with pytest.raises(InputError, match=r"SERVE02.*Address already in use"):
         serve_reward._bound("127.0.0.1", int(server.port))
+
+
+def test_who_asks_as_soon_as_the_address_is_told_is_heard(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    from pipeline.cli import main
+
+    def run(self: uvicorn.Server, sockets: Sequence[socket.socket]) -> None:
+        """In its place before the server has begun."""
+        port = int(capsys.readouterr().out.partition("url: http://127.0.0.1:")[2].partition("/")[0])
+        assert sockets[0].getsockname()[1] == port
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    with pytest.raises(SystemExit) as end:
+        main(["serve-reward", str(folder / "reward_model" / "final"), "--port", "0"])
+    assert end.value.code == 0
 
 
 def test_missing_packages_are_told_with_what_installs_them(monkeypatch: pytest.MonkeyPatch):

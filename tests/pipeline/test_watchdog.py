@@ -1,10 +1,38 @@
-"""When silence has lasted: by the clock of the one who looks. What follows from it is row R23 of the scoreboard."""
+"""When silence has lasted: by the clock of the one who looks; and the stacks of a process that is stopped.
+
+The whole of it, in a real run, is row R23 of the scoreboard.
+"""
+
+import os
+import subprocess
+import sys
 
 import pytest
 
 from pipeline import watchdog
 from pipeline.ranks import Ranks
-from pipeline.watchdog import Silence
+from pipeline.watchdog import Silence, end_with_stacks
+
+STOPPED = """
+import faulthandler, os, signal, threading, time
+
+def wait():
+    while True:
+        time.sleep(0.001)
+
+def stands_still():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def runs_on():
+    while True:
+        pass
+
+faulthandler.enable()
+for _ in range(4):
+    threading.Thread(target=wait, daemon=True).start()
+stands_still()
+runs_on()
+"""
 
 
 @pytest.fixture
@@ -53,3 +81,13 @@ def test_what_was_before_the_beginning_is_no_silence(clock: list[float]):
 def test_ranks_wait_for_one_another_for_longer_than_the_watchdog_does():
     assert Ranks.from_environment(30.0).world.timeout_s > 35.0
     assert Ranks.from_environment(None).world.timeout_s > 86400.0
+
+
+def test_the_stacks_of_stopped_processes_are_those_of_where_they_stopped():
+    children = [subprocess.Popen([sys.executable, "-c", STOPPED], stderr=subprocess.PIPE, text=True) for _ in range(20)]
+    for child in children:
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    for child in children:
+        end_with_stacks(child)
+        stacks = child.stderr.read()
+        assert "in stands_still" in stacks and "in runs_on" not in stacks

@@ -81,8 +81,8 @@ def _fuzz(server: Server, count: int) -> tuple[Counter[str], list[str]]:
             ):
                 answers.update(statuses or ["none"])
                 bad += [f"request {number}, {drawn(number)[0]}: {one}" for one in statuses if one[0] not in "1234"]
-            if _scores(server) != expected:
-                bad.append(f"other scores after request {numbers[-1]}")
+            if (found := _scores(server)) != expected:
+                bad.append(f"{found} after request {numbers[-1]}, {expected} before all of them")
     return answers, bad
 
 
