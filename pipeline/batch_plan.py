@@ -10,8 +10,7 @@ from pipeline.config import PipelineConfig
 from stages.base import InputError
 from stages.batch_split import split_batch
 from stages.ppo.config import PPOConfig
-from stages.reward_model.config import RewardModelConfig
-from stages.sft.config import SFTConfig
+from stages.trainer_config import TrainerConfig
 
 TRAINING_ROWS = {"sft": "demonstrations.train", "reward_model": "preferences.train", "ppo": "prompts.train"}
 
@@ -116,9 +115,7 @@ def table(plans: list[StagePlan]) -> Table:
     return result
 
 
-def _supervised(
-    stage: str, unit: str, section: SFTConfig | RewardModelConfig, rows: int | None, row_tokens: int
-) -> StagePlan:
+def _supervised(stage: str, unit: str, section: TrainerConfig, rows: int | None, row_tokens: int) -> StagePlan:
     steps = section.max_steps
     packed = getattr(section, "packing", False)
     if steps is None and rows is not None and not packed:

@@ -19,12 +19,11 @@ from stages.batch_split import BatchSplit
 from stages.divergence import Skips
 from stages.loss_scale import LossScale
 from stages.progress import Progress
-from stages.reward_model.config import RewardModelConfig
-from stages.sft.config import SFTConfig
+from stages.trainer_config import TrainerConfig
 
 
 def training_arguments(
-    config: SFTConfig | RewardModelConfig,
+    config: TrainerConfig,
     context: StageContext,
     split: BatchSplit,
     deepspeed: dict[str, Any] | None,

@@ -27,9 +27,8 @@ from stages.models.config import ModelConfig
 from stages.models.precision import autocast_forward
 from stages.models.torch_files import require_tensors_only
 from stages.ranked_trainer import Ranked, RankedTrainer
-from stages.reward_model.config import RewardModelConfig
-from stages.sft.config import SFTConfig
 from stages.trained_state import STATE, writers
+from stages.trainer_config import TrainerConfig
 
 SKIPPED = "skipped.json"
 
@@ -83,7 +82,7 @@ class Supervision:
         self,
         context: StageContext,
         stage: str,
-        config: SFTConfig | RewardModelConfig,
+        config: TrainerConfig,
         model: ModelConfig,
         deepspeed: DeepSpeedConfig | None = None,
     ):

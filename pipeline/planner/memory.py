@@ -9,10 +9,9 @@ from pipeline.planner.architecture import Architecture
 from pipeline.planner.roles import Cast, Role, precision_of
 from pipeline.planner.sharding import FLOAT, Share, Split, gathered, in_flight, share
 from stages.ppo.config import PPOConfig
-from stages.reward_model.config import RewardModelConfig
-from stages.sft.config import SFTConfig
+from stages.trainer_config import TrainerConfig
 
-Section = SFTConfig | RewardModelConfig | PPOConfig
+Section = TrainerConfig | PPOConfig
 _PPO_TILE, _SFT_TILE = 512, 4096
 """Tokens whose logits exist at a time: CHUNK_TOKENS of stages/models/heads.py, TOKEN_CHUNK_SIZE of TRL."""
 _SFT_VOCABULARY = 32768

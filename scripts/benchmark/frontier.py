@@ -63,15 +63,18 @@ def sample(run: Path, prompts: int, samples: int) -> Path:
     from stages.evaluation import held_out_batch, judged
     from stages.ppo.builder import PPOBuilder
     from stages.ppo.evaluation import Evaluator
+    from stages.ppo.foreign_reward import FILE, Centring
     from stages.ppo.held_out import EVALUATION_SEED
     from stages.ppo.judging import SUCCESS
     from stages.ppo.prompts import PromptBatch
+    from stages.ppo.rewards import RewardServices
     from stages.quiet import quiet_libraries
 
     quiet_libraries()
     config = load_config(run / "config.yaml")
     finals = [run / stage / "final" for stage in ("sft", "reward_model")]
-    builder = PPOBuilder(config.ppo, config.model, config.reward, *finals, config.seed, config.trunk)
+    services = RewardServices(centring=Centring(run / "ppo" / FILE))  # as PPO centred reward models of others
+    builder = PPOBuilder(config.ppo, config.model, config.reward, *finals, config.seed, config.trunk, services)
     policy = builder.policy(builder.reference_lm)
     evaluator = Evaluator(
         policy,
