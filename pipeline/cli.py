@@ -22,7 +22,8 @@ from pipeline.locks import stage_lock
 from pipeline.node_check import check_nodes
 from pipeline.problems import exit_code, raise_together
 from pipeline.rundir import STEPS, RunDir
-from pipeline.runner import Selection, conclude, run_chain
+from pipeline.runner import conclude, run_chain
+from pipeline.selection import Selection
 from pipeline.starting import start_lines
 from pipeline.storage import bytes_needed, full_error, is_full
 from stages.base import InputError

@@ -11,7 +11,8 @@ from pipeline.model_files import require_safe_models
 from pipeline.parents import parents_of, verify_unchanged
 from pipeline.policies import final_of
 from pipeline.rundir import RunDir
-from pipeline.runner import Selection, run_chain
+from pipeline.runner import run_chain
+from pipeline.selection import Selection
 from stages.base import InputError
 
 REWARD_MODEL = "reward_model"

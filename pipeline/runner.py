@@ -11,11 +11,11 @@ from rich.console import Console
 from pipeline import preflight
 from pipeline.attempt import fail_from_outside
 from pipeline.checkpoints import CheckpointManager
-from pipeline.config import STAGES, PipelineConfig
+from pipeline.config import PipelineConfig
 from pipeline.drift import Verdict, decide
 from pipeline.identity import listed
 from pipeline.launch import continue_command, last_lines, printable, rlhf, run_logged, stage_command
-from pipeline.lineage import enabled_steps, inputs_of
+from pipeline.lineage import inputs_of
 from pipeline.locks import chain_lock
 from pipeline.parents import require_accuracy
 from pipeline.problems import EXIT_HANG, EXIT_INPUT, raise_together
@@ -23,6 +23,7 @@ from pipeline.ranked_stage import ranked_stage, run_ranks
 from pipeline.restarts import with_restarts
 from pipeline.results import write_results
 from pipeline.rundir import RunDir
+from pipeline.selection import Selection
 from pipeline.signals import Relay
 from pipeline.starting import for_slurm, leave_for_slurm, opening, shown
 from pipeline.storage import writing_errors
@@ -31,48 +32,6 @@ from stages.base import InputError
 from stages.redaction import redactor
 
 TAIL = 30
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which steps of the chain to walk, and which of them anew."""
-
-    first: str | None = None
-    """Start here; the steps before are taken as they are."""
-    only: str | None = None
-    """Just this one."""
-    force: tuple[str, ...] = ()
-    """Anew even when finished and unchanged; `all` for every selected step."""
-    allow: tuple[str, ...] = ()
-    """Fields that may differ from those of the checkpoint from which a step goes on."""
-
-    def steps(self, config: PipelineConfig) -> list[str]:
-        """The selected steps in their order.
-
-        Raises:
-            InputError: RUN03 a step that is unknown, disabled or not selected.
-        """
-        enabled = enabled_steps(config)
-        for name in (self.first, self.only, *(n for n in self.force if n != "all")):
-            _require_step(name, enabled)
-        if self.only:
-            selected = [self.only]
-        else:
-            selected = enabled[enabled.index(self.first) :] if self.first else enabled
-        for name in self.force:
-            if name != "all" and name not in selected:
-                raise InputError("RUN03", f"--force {name}: that step is not selected", fix=f"add --only {name}")
-        return selected
-
-    def options(self) -> list[str]:
-        """The same as options of `rlhf run`."""
-        one = [(option, value) for option, value in (("--from", self.first), ("--only", self.only)) if value]
-        many = [("--force", name) for name in self.force] + [("--allow", name) for name in self.allow]
-        return [part for pair in (*one, *many) for part in pair]
-
-    def forces(self, step: str) -> bool:
-        """Whether `step` runs anew whatever is there."""
-        return step in self.force or "all" in self.force
 
 
 def run_chain(config: PipelineConfig, selection: Selection, command: Sequence[str], console: Console) -> int:
@@ -163,42 +122,46 @@ class _Walk:
 
 def _run_step(walk: _Walk, step: str, again: bool, gone: Sequence[str]) -> int:
     """Run a step, without the hosts that are `gone`; `again` after an attempt of this walk that failed."""
-    run, config, console, relay = walk.run, walk.config, walk.console, walk.relay
+    run, folder = walk.run, walk.run.stage(step)
     selection = replace(walk.selection, force=()) if again else walk.selection
-    folder = run.stage(step)
-    verdict = _verdict(run, config, step, selection)
+    verdict = _verdict(run, walk.config, step, selection)
     if verdict.decision == "skip":
-        _say(console, f"[{step}] finished and unchanged, skipped")
+        walk.say(f"[{step}] finished and unchanged, skipped")
         return 0
     if verdict.note and verdict.decision == "new":  # what is allowed is told by the stage, which checks it once more
-        _say(console, f"[{step}] {verdict.note}:\n{listed(verdict.changed)}".rstrip(":\n"))
+        walk.say(f"[{step}] {verdict.note}:\n{listed(verdict.changed)}".rstrip(":\n"))
     if verdict.decision == "new":
         folder.clear()
     folder.path.mkdir(parents=True, exist_ok=True)
-    resumes = verdict.decision == "resume"
-    command = [*stage_command(step, run.path), *(part for name in selection.allow for part in ("--allow", name))]
+    code = _execute(walk, step, verdict.decision == "resume", gone)
+    if code > 128 and folder.manifest.get("status") == "interrupted":  # the stage told what it saved, and how to go on
+        return code
+    if code == 0 and walk.relay.code:
+        walk.say(f"[{step}] finished; stopping here. Continue with:\n    {printable(_again(run))}")
+        return walk.relay.code
+    if code:
+        _tell_failure(step, code, folder.log, continue_command(run.config_file, step), walk.console)
+    return code
+
+
+def _execute(walk: _Walk, step: str, resumes: bool, gone: Sequence[str]) -> int:
+    """Run the process, or the processes, of a step to their end; 0 only for a step that is finished."""
+    run, config, folder = walk.run, walk.config, walk.run.stage(step)
+    allowed = (part for name in walk.selection.allow for part in ("--allow", name))
+    command = [*stage_command(step, run.path), *allowed]
     ranked = ranked_stage(config, run.path, step, command, gone)
-    _say(console, f"[{step}] {'resumes' if resumes else 'starts'}: {shown(ranked, command)}")
+    walk.say(f"[{step}] {'resumes' if resumes else 'starts'}: {shown(ranked, command)}")
     watch = Watch(step, folder.path, config.run.hang_timeout_s)
     if ranked:
         with folder.log.open("ab" if resumes else "wb") as log:
-            code = run_ranks(ranked, log, relay, watch, walk.say)
+            code = run_ranks(ranked, log, walk.relay, watch, walk.say)
     else:
-        code = run_logged(command, folder.log, resumes, relay, watch)
+        code = run_logged(command, folder.log, resumes, walk.relay, watch)
     if code == EXIT_HANG and folder.finished:  # only its process did not end
         code = 0
     if code == EXIT_HANG or (code and ranked):
         fail_from_outside(folder, last_lines(folder.log, 1)[-1])  # if it could not say so itself
-    if code == 0 and not folder.finished:
-        code = 1
-    if code > 128 and folder.manifest.get("status") == "interrupted":  # the stage told what it saved, and how to go on
-        return code
-    if code == 0 and relay.code:
-        _say(console, f"[{step}] finished; stopping here. Continue with:\n    {printable(_again(run))}")
-        return relay.code
-    if code:
-        _tell_failure(step, code, folder.log, continue_command(run.config_file, step), console)
-    return code
+    return 1 if code == 0 and not folder.finished else code
 
 
 def _again(run: RunDir) -> list[str]:
@@ -240,18 +203,6 @@ def conclude(run: RunDir, console: Console) -> None:
     report = write_report(run.path)
     console.print(result_table(results))
     _say(console, f"Results: {run.results_file}\nReport:  {report}")
-
-
-def _require_step(name: str | None, enabled: Sequence[str]) -> None:
-    if name is None or name in enabled:
-        return
-    problem = f"no step '{name}' in this run; found {', '.join(enabled)}"
-    fixes = {
-        "evaluation": "add data.prompts.eval",
-        **{stage: f"set {stage}.enabled=true" for stage in STAGES},
-    }
-    fix = fixes.get(name, "name one of these")
-    raise InputError("RUN03", problem, fix=fix)
 
 
 def _say(console: Console, text: str) -> None:

@@ -12,7 +12,8 @@ from pipeline import runner
 from pipeline.config_loading import load_config
 from pipeline.locks import chain_lock
 from pipeline.rundir import RunDir
-from pipeline.runner import Selection, run_chain
+from pipeline.runner import run_chain
+from pipeline.selection import Selection
 from stages.base import InputError
 
 STAGE_PROGRAM = """
