@@ -9,7 +9,8 @@ from pipeline.findings import Findings
 from pipeline.problems import nearest
 from reward.config import RewardTerm
 from stages.base import InputError
-from stages.data import Row, kind, listed, such
+from stages.data import Row, listed, such
+from stages.field_checks import kind
 
 
 def check_references(config: PipelineConfig, rows: Rows, found: Findings) -> None:

@@ -11,13 +11,12 @@ from stages.data import (
     Mistakes,
     Row,
     check_columns,
-    filled_text,
-    kind,
     place,
     read_demonstrations,
     read_rows,
     such,
 )
+from stages.field_checks import filled_text, kind
 from stages.sft.config import ClassificationConfig, SFTConfig
 from stages.template import Template
 

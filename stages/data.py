@@ -5,12 +5,12 @@ Each reader reports all mistakes of its file in one InputError, before any model
 
 import difflib
 import json
-import math
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages import field_checks
 from stages.base import InputError
 
 Row = dict[str, Any]
@@ -69,7 +69,7 @@ def read_rows(path: Path) -> list[Row]:
             mistakes.add("DATA03", problem, "write one JSON object per line", [number])
             continue
         if not isinstance(row, dict):
-            problem = f"line {number}: a JSON {kind(row)}, expected an object"
+            problem = f"line {number}: a JSON {field_checks.kind(row)}, expected an object"
             mistakes.add("DATA03", problem, 'write {"column": value, ...} on each line', [number])
             continue
         rows.append(row)
@@ -87,11 +87,11 @@ def read_demonstrations(path: Path) -> list[Row]:
     """
     rows, mistakes = read_rows(path), Mistakes(path)
     if "messages" in rows[0]:
-        checks: dict[str, Check] = {"messages": _answered_messages}
+        checks: dict[str, Check] = {"messages": field_checks.answered_messages}
     elif "text" in rows[0] and not {"prompt", "completion"} & rows[0].keys():
-        checks = {"text": filled_text}
+        checks = {"text": field_checks.filled_text}
     else:
-        checks = {"prompt": _filled_prompt, "completion": filled_text}
+        checks = {"prompt": field_checks.filled_prompt, "completion": field_checks.filled_text}
     check_columns(rows, checks, mistakes)
     mistakes.raise_if_any()
     return rows
@@ -115,9 +115,13 @@ def read_pairs(path: Path) -> list[Row]:
     Raises InputError DATA01, DATA02, DATA05 (too many equal pairs), and those of read_rows.
     """
     rows, mistakes = read_rows(path), Mistakes(path)
-    checks: dict[str, Check] = {"prompt": _prompt, "chosen": _text, "rejected": _text}
+    checks: dict[str, Check] = {
+        "prompt": field_checks.prompt,
+        "chosen": field_checks.text,
+        "rejected": field_checks.text,
+    }
     if any("margin" in row for row in rows):
-        checks["margin"] = _finite_number
+        checks["margin"] = field_checks.finite_number
     check_columns(rows, checks, mistakes)
     equal = [number for number, row in enumerate(rows, start=1) if _is_equal_pair(row)]
     if len(equal) > MAX_EQUAL_PAIRS * len(rows):
@@ -139,7 +143,10 @@ def read_prompts(path: Path) -> list[Row]:
     """
     rows, mistakes = read_rows(path), Mistakes(path)
     columns = dict.fromkeys(column for row in rows for column in row)
-    checks: dict[str, Check] = {"prompt": _filled_prompt, **{c: _anything for c in columns if c != "prompt"}}
+    checks: dict[str, Check] = {
+        "prompt": field_checks.filled_prompt,
+        **{c: field_checks.anything for c in columns if c != "prompt"},
+    }
     check_columns(rows, checks, mistakes)
     mistakes.raise_if_any()
     return rows
@@ -200,58 +207,3 @@ def listed(numbers: Sequence[int]) -> str:
 def _is_equal_pair(row: Row) -> bool:
     chosen, rejected = row.get("chosen"), row.get("rejected")
     return isinstance(chosen, str) and isinstance(rejected, str) and chosen.strip() == rejected.strip()
-
-
-def kind(value: Any) -> str:
-    """A JSON value's type as JSON calls it."""
-    names = {list: "list", dict: "object", str: "string", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null")
-
-
-def _anything(value: Any) -> None:
-    """Other columns belong to the user's reward function."""
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, str):
-        return None
-    return "is null" if value is None else f"is a {kind(value)}, expected a string"
-
-
-def filled_text(value: Any) -> str | None:
-    """A text that says something."""
-    return _text(value) or (None if value.strip() else "is empty")
-
-
-def _prompt(value: Any) -> str | None:
-    """A text, or messages whose last one is the user's."""
-    return _messages(value, last="user") if isinstance(value, list) else _text(value)
-
-
-def _filled_prompt(value: Any) -> str | None:
-    return _prompt(value) if isinstance(value, list) else filled_text(value)
-
-
-def _answered_messages(value: Any) -> str | None:
-    if value is None:
-        return "is null"
-    if isinstance(value, list) and len(value) == 1:
-        return "has one message, expected a question and its answer"
-    return _messages(value, last="assistant")
-
-
-def _messages(value: Any, last: str) -> str | None:
-    if not isinstance(value, list) or not value:
-        return f"is {'an empty list' if value == [] else f'a {kind(value)}'}, expected a list of messages"
-    for index, message in enumerate(value, start=1):
-        fields = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if not all(isinstance(field, str) for field in fields):
-            return f"message {index} is not {{'role': string, 'content': string}}"
-    role = value[-1]["role"]
-    return None if role == last else f"ends with the role '{role}', expected '{last}'"
-
-
-def _finite_number(value: Any) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "is null" if value is None else f"is a {kind(value)}, expected a number"
-    return None if math.isfinite(value) else f"is {value}, expected a finite number"

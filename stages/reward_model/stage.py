@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig as TRLArguments
-from trl import RewardTrainer
 
 from stages.base import InputError, StageContext, StageResult
-from stages.dealing import WEIGHT, weights
 from stages.deepspeed_config import DeepSpeedConfig
 from stages.durable import replacing
 from stages.models.adapters import announce_parameters
@@ -24,15 +22,14 @@ from stages.models.load import ModelSource, load_tokenizer, source_of
 from stages.models.publish import is_adapter, note_base, publish
 from stages.models.roles import Roles
 from stages.quiet import quiet_libraries
-from stages.ranked_trainer import RankedTrainer
 from stages.render import Rendered, Renderer
 from stages.reward_model import members
 from stages.reward_model.config import RewardModelConfig
 from stages.reward_model.examiner import Examiner
 from stages.reward_model.measuring import Saved, described
-from stages.reward_model.pair_loss import pair_losses
 from stages.reward_model.pairs import Pair, Preferences, read_trainable
 from stages.reward_model.reporting import write_report
+from stages.reward_model.trainer import PairTrainer
 from stages.supervision import Supervision
 from stages.world import World
 
@@ -47,41 +44,6 @@ NAMES = {
     "eval_margin": "reward_model/eval_margin",
 }
 SHOWN = ("reward_model/loss", "reward_model/accuracy", "reward_model/margin", "reward_model/eval_accuracy")
-
-
-class _Trainer(RankedTrainer, RewardTrainer):
-    def collate_weighted(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = [{name: value for name, value in row.items() if name != WEIGHT} for row in examples]
-        return self.data_collator(rows) | {WEIGHT: weights(examples)}
-
-    def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
-        batches, count = super().get_batch_samples(*args)
-        self._rows_of_step = sum(len(batch["input_ids"]) for batch in batches)
-        return batches, count
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss, with pairs that weigh what the dealing says; on one rank each as much as any other."""
-        weight = inputs.pop(WEIGHT, None)
-        if weight is None:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-            if not self.model.training or args and args[0] or kwargs.get("return_outputs"):
-                return loss
-            share = len(inputs["input_ids"]) * self.current_gradient_accumulation_steps / self._rows_of_step
-            return loss if share == 1 else loss * share  # Trainer averages passes, the last of which may be smaller
-        margin = inputs.pop("margin", 0.0)
-        chosen, rejected = model(**inputs, use_cache=False).logits.squeeze(-1).chunk(2)
-        self._note(chosen.detach(), rejected.detach(), weight > 0)
-        losses = pair_losses(chosen, rejected, margin, self.args.center_rewards_coefficient or 0.0)
-        return (losses * weight).sum()
-
-    def _note(self, chosen: Tensor, rejected: Tensor, counts: Tensor) -> None:
-        """The two metrics that are read, over the pairs of all ranks."""
-        margin = chosen.float() - rejected.float()
-        of_each = torch.stack([margin > 0, margin, torch.ones_like(margin)])
-        wins, margins, pairs = self.ranked.world.sum((of_each * counts).sum(1)).tolist()
-        noted = self._metrics["train" if self.model.training else "eval"]
-        noted["accuracy"].append(wins / pairs)
-        noted["margin"].append(margins / pairs)
 
 
 def run_reward_model(
@@ -146,7 +108,7 @@ class _Start:
         counts = announce_parameters("reward_model", classifier)
         note_base(classifier, roles)
         supervision = Supervision(context, "reward_model", self.config, self.model, self.deepspeed)
-        trainer = _Trainer(
+        trainer = PairTrainer(
             model=classifier,
             processing_class=self.tokenizer,
             train_dataset=_dataset(self.train),
