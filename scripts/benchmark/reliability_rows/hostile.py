@@ -17,7 +17,7 @@ from stages.base import InputError, StageContext
 from stages.models.trusted import unsafe
 
 LIMIT = 2.0
-"""Seconds for a refusal, of processor time: how busy the machine is with something else says nothing."""
+"""Seconds for a refusal, of processor time: the suite, which runs on machines of any speed, does not look at it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def refusals(work: Path, quick: bool) -> Figure:
         for attempt in [*map(_called, trial.loaders), *map(_started, few if quick else trial.commands)]:
             told, seconds = _timed(attempt)
             attempts, slowest = attempts + 1, max(slowest, seconds)
-            if f"[{trial.code}]" not in told or "Traceback" in told or seconds > LIMIT:
+            if f"[{trial.code}]" not in told or "Traceback" in told or (seconds > LIMIT and not quick):
                 failures[trial.name] = f"{seconds:.1f} s: {told[-300:]}"
         if trial.canary.read_text() != "untouched":
             failures[trial.name] = "the canary was touched"
