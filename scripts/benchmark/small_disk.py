@@ -1,5 +1,6 @@
 """A disk of a chosen size, for what happens when it is full. Needs root on Linux."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -26,10 +27,19 @@ def small_disk(folder: Path, size: int, read_only: bool = False) -> Iterator[Pat
 
 
 def fill(folder: Path, leave: int) -> Path:
-    """A file that takes all but `leave` bytes of the disk that `folder` is on."""
+    """A file that takes all but `leave` bytes of the disk that `folder` is on, which others may be writing to."""
     ballast = folder / "ballast"
-    found = os.statvfs(folder)
-    take = found.f_bavail * found.f_frsize - leave
     with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, take))
+        while (take := _free(folder) - leave) > 0:
+            try:
+                os.posix_fallocate(file.fileno(), 0, take)
+                break
+            except OSError as error:
+                if error.errno != errno.ENOSPC:  # else somebody wrote since it was measured
+                    raise
     return ballast
+
+
+def _free(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
