@@ -1,8 +1,8 @@
 """The bargain between reward and KL: PPO at several KL coefficients beside best-of-n of the SFT model.
 
-    python scripts/benchmark/frontier.py ppo runs/imdb_smollm2 --kl-coefs 0.05 0.15 0.4 1
-    python scripts/benchmark/frontier.py best-of-n runs/imdb_smollm2 --samples 16 --prompts 128
-    python scripts/benchmark/frontier.py draw runs/imdb_smollm2 --out docs/frontier
+    python -m scripts.benchmark.frontier ppo runs/imdb_smollm2 --kl-coefs 0.05 0.15 0.4 1
+    python -m scripts.benchmark.frontier best-of-n runs/imdb_smollm2 --samples 16 --prompts 128
+    python -m scripts.benchmark.frontier draw runs/imdb_smollm2 --out docs/frontier
 
 `ppo` repeats the PPO stage of a finished run for each coefficient, in run folders beside it, with the KL budget off.
 `best-of-n` samples from the SFT model on the same held-out prompts and keeps, of n, the one that the reward scores

@@ -1,6 +1,6 @@
 """Strong and weak scaling of PPO from one process to two on this machine, as ratios measured side by side.
 
-    python scripts/benchmark/rank_scaling.py [--rounds 3] [--zero 0 2] [--root runs]
+    python -m scripts.benchmark.rank_scaling [--rounds 3] [--zero 0 2] [--root runs]
 
 A Llama with random weights (9 M parameters), full fine-tuning of policy and value model in float32, one thread per
 process so that two processes have twice the arithmetic of one. Strong: the same rollout on two ranks, t1 / t2 (ideal
