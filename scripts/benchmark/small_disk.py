@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ def fill(folder: Path, leave: int) -> Path:
     """A file that takes all but `leave` bytes of the disk that `folder` is on, which others may be writing to."""
     ballast = folder / "ballast"
     with ballast.open("wb") as file:
-        while (take := _free(folder) - leave) > 0:
+        while (take := shutil.disk_usage(folder).free - leave) > 0:
             try:
                 os.posix_fallocate(file.fileno(), 0, take)
                 break
@@ -38,8 +39,3 @@ def fill(folder: Path, leave: int) -> Path:
                 if error.errno != errno.ENOSPC:  # else somebody wrote since it was measured
                     raise
     return ballast
-
-
-def _free(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize

@@ -17,7 +17,9 @@ from stages.base import InputError, StageContext
 from stages.models.trusted import unsafe
 
 LIMIT = 2.0
-"""Seconds for a refusal, of processor time: the suite, which runs on machines of any speed, does not look at it."""
+"""Seconds for a refusal, of processor time: how busy the machine is with something else says nothing."""
+STARTS = 3
+"""quick: or the processor time of so many `rlhf --help`, on a slow machine; importing torch and more takes longer."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,13 @@ def refusals(work: Path, quick: bool) -> Figure:
     good = tiny_files.model(work / "good")
     failures: dict[str, str] = {}
     slowest, attempts, trials = 0.0, 0, list(_trials(work, good))
+    limit = max(LIMIT, STARTS * _timed(_started(["--help"]))[1]) if quick else LIMIT
     for number, trial in enumerate(trials):
         few = trial.commands[:1] if number % 12 == 0 or not trial.loaders else []
         for attempt in [*map(_called, trial.loaders), *map(_started, few if quick else trial.commands)]:
             told, seconds = _timed(attempt)
             attempts, slowest = attempts + 1, max(slowest, seconds)
-            if f"[{trial.code}]" not in told or "Traceback" in told or (seconds > LIMIT and not quick):
+            if f"[{trial.code}]" not in told or "Traceback" in told or seconds > limit:
                 failures[trial.name] = f"{seconds:.1f} s: {told[-300:]}"
         if trial.canary.read_text() != "untouched":
             failures[trial.name] = "the canary was touched"
